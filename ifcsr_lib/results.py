@@ -1,0 +1,224 @@
+"""Tables, figures and JSON, each written whole or not at all, each with a provenance record beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from .config import ROOT, Config
+
+_PACKAGES = ("torch", "torchvision", "diffusers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas",
+             "pillow", "matplotlib", "pyiqa")  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path):
+    """Yield a temporary path (same folder, same suffix) that replaces the file `path` when the block succeeds.
+
+    After an error or an interruption the temporary file is gone and an older `path` is untouched.
+    Raises OSError naming `path` and the free bytes when the disk is full or the folder is not writable.
+    """
+    path = Path(path)
+    tmp = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield tmp
+        with open(tmp, "r+b") as file:
+            os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
+        os.replace(tmp, path)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            tmp.unlink()
+        if clearer := _clearer(error, path):
+            raise clearer from error
+        raise
+
+
+def _clearer(error: BaseException, path: Path) -> OSError | None:
+    number = getattr(error, "errno", None)
+    folder = next(p for p in path.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    hidden = isinstance(error, Exception) and not isinstance(error, OSError) and free < 2**20  # torch.save drops errno
+    if number in (errno.ENOSPC, errno.EDQUOT) or hidden:
+        return OSError(errno.ENOSPC, f"no disk space: {path} was not written, {free:,} bytes are free in {folder}; "
+                       "free some, or set IFCSR_RESULTS to a folder on a larger disk")  # fmt: skip
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return OSError(number, f"cannot write {path} ({os.strerror(number)}; {free:,} bytes are free); "
+                       f"make {folder} a writable folder, or set IFCSR_RESULTS to one")  # fmt: skip
+    return None
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes; of a folder, over the sorted names and digests of its files."""
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
+        raise FileNotFoundError(f"{path} is not a file, nor a folder with files: nothing to hash")
+    text = "".join(f"{p.relative_to(path).as_posix()} {sha256(p)}\n" for p in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
+    """Who made something, from what and with what: a JSON-ready dict without any absolute path.
+
+    inputs: files or folders that were read; recorded as {name: sha256}, named relative to the repository or to the
+        results folder, otherwise by the end of the path. seconds: wall time of the work, None when not measured.
+    """
+    import torch
+
+    hashes: dict[str, str] = {}
+    for path in map(Path, inputs):
+        hashes[_name(path.resolve(), cfg, hashes)] = sha256(path)
+    changes = _git("status", "--porcelain", "-uno", "--", ".", ":!results")
+    notebook = os.environ.get("IFCSR_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME")  # reproduce, Jupyter
+    return {
+        "written_by": Path(notebook or sys.argv[0] or "python").name,
+        "profile": cfg.profile,
+        "seed": cfg.seed,
+        "hash": cfg.hash,
+        "config": _config(cfg),
+        "inputs": hashes,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "packages": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu x {torch.get_num_threads()}",
+        "seconds": None if seconds is None else round(seconds, 1),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _config(cfg: Config) -> dict:
+    return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in cfg.asdict().items()}
+
+
+def _name(path: Path, cfg: Config, taken: dict) -> str:
+    for base, prefix in ((ROOT, ""), (cfg.results.resolve().parent, "results/")):
+        if path.is_relative_to(base):
+            return prefix + path.relative_to(base).as_posix()
+    ends = ("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))  # the shortest end that is still free
+    return next((end for end in ends if end not in taken), path.name)
+
+
+def _git(*args: str) -> str | None:
+    """Output of git in the repository; None without git or outside a checkout."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (ROOT / ".git").exists():
+            done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, timeout=20, check=True)
+            return done.stdout.strip()
+    return None
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def write_json(value, path: str | Path) -> Path:
+    """Write JSON (NaN is refused) atomically."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with atomic(path) as tmp:
+        tmp.write_bytes(text.encode())
+    return Path(path)
+
+
+def read_json(path: str | Path):
+    """Read JSON. Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and make it again") from error
+
+
+def sidecar(path: str | Path) -> Path:
+    """Where the provenance of `path` lies: beside a file with the suffix .json, inside a folder as provenance.json."""
+    path = Path(path)
+    return path / "provenance.json" if path.is_dir() else path.with_suffix(".json")
+
+
+def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | None = None) -> Path:
+    """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require` knows it."""
+    own = {"sha256": sha256(path)} if Path(path).is_file() else {}
+    return write_json(own | provenance(cfg, inputs, seconds), sidecar(path))
+
+
+def _write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
+    """Write file and sidecar; touch neither when the bytes are the old ones and so is the config they came from."""
+    digest = hashlib.sha256(data).hexdigest()
+    if path.is_file() and sidecar(path).is_file() and sha256(path) == digest:
+        with contextlib.suppress(ValueError):
+            if (read_json(sidecar(path)).items()) >= {"hash": cfg.hash, "sha256": digest}.items():
+                return path
+    with atomic(path) as tmp:
+        tmp.write_bytes(data)
+    write_sidecar(path, cfg, inputs, seconds)
+    return path
+
+
+def write_table(df, name: str, cfg: Config, inputs=(), seconds: float | None = None, float_format="%.6g") -> Path:
+    """Write tables/<name>.csv (deterministic bytes) and its JSON sidecar under cfg.results; return the CSV's path.
+
+    df: pandas DataFrame; its index is written when it has a name. float_format: six significant digits.
+    """
+    df = df.reset_index() if any(level is not None for level in df.index.names) else df
+    text = df.to_csv(index=False, float_format=float_format, lineterminator="\n")
+    return _write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
+
+
+def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None = None, dpi: int = 120) -> Path:
+    """Write figures/<name>.png (no date, no software version in it) and its JSON sidecar; return the PNG's path.
+
+    fig: a matplotlib Figure, or a PIL image (written pixel for pixel).
+    """
+    buffer = io.BytesIO()
+    if hasattr(fig, "savefig"):
+        fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    else:
+        fig.save(buffer, "PNG")
+    return _write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
+
+
+def read_table(name: str, cfg: Config, notebook: str):
+    """The DataFrame that `write_table` wrote for this very config; errors as in `require`."""
+    import pandas as pd
+
+    path = require(cfg.results / "tables" / f"{name}.csv", cfg, notebook)
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def require(path: str | Path, cfg: Config, notebook: str) -> Path:
+    """Return `path` (file or folder) if its sidecar says that this profile, seed and config made it.
+
+    notebook: the one that makes it, "04" or a full name. Raises FileNotFoundError when it is missing, ValueError when
+    it belongs to another run or was changed since; both name the notebook to run.
+    """
+    path = Path(path)
+    found = sorted((ROOT / "notebooks").glob(f"{notebook.removesuffix('.ipynb')}*.ipynb"))
+    todo = (f"run notebooks/{found[0].name if found else notebook} first, with profile={cfg.profile!r}, seed={cfg.seed} "
+            "and the same overrides")  # fmt: skip
+    for needed in (path, sidecar(path)):
+        if not needed.exists():
+            raise FileNotFoundError(f"{needed} is missing: {todo}")
+    record, here = read_json(sidecar(path)), _config(cfg)
+    there = record.get("config", {})
+    if record.get("hash") != cfg.hash:
+        differ = ", ".join(f"{k} {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v)
+        raise ValueError(f"{path} is of another run ({differ or 'its config is unknown'}): {todo}")
+    if path.is_file() and record.get("sha256") not in (None, sha256(path)):
+        raise ValueError(f"{path} is not the file that {sidecar(path).name} describes: {todo}")
+    return path

@@ -1,0 +1,171 @@
+"""results.py: written whole or not at all, deterministic bytes, provenance without machine paths, clear refusals."""
+
+import errno
+import json
+import os
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ifcsr_lib import results
+from ifcsr_lib.config import ROOT, resolve
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return resolve("smoke")
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame({"gamma": [0.0, 0.1, 1.0], "psnr": [28.123456789, np.nan, 22.0], "niqe": ["1", "", "not run: needs x.pth"]})  # fmt: skip
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_atomic_replaces_only_on_success(tmp_path):
+    path = tmp_path / "new" / "a.bin"
+    with results.atomic(path) as tmp:
+        tmp.write_bytes(b"one")
+        assert tmp.suffix == path.suffix and tmp.parent == path.parent and not path.exists()
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), results.atomic(path) as tmp:
+            tmp.write_bytes(b"half")
+            raise error
+    assert path.read_bytes() == b"one" and names(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "no disk space"), (errno.EACCES, "cannot write")])
+def test_disk_errors_name_path_and_free_bytes(tmp_path, number, words):
+    path = tmp_path / "a.bin"
+    with pytest.raises(OSError, match=words) as info, results.atomic(path):
+        raise OSError(number, os.strerror(number))
+    assert str(path) in str(info.value) and "bytes are free" in str(info.value) and info.value.errno == number
+    assert not names(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
+def test_a_really_full_device(tmp_path):
+    with pytest.raises(OSError, match="no disk space"), results.atomic(tmp_path / "a.bin") as tmp:
+        tmp.symlink_to("/dev/full")
+        tmp.write_bytes(b"x")
+    assert not names(tmp_path)
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(OSError, match="writable folder"), results.atomic(tmp_path / "results" / "a.bin"):
+        pass
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), results.atomic(tmp_path / "a"):
+        (tmp_path / "elsewhere").read_bytes()
+
+
+def test_sha256_of_file_and_folder(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert results.sha256(tmp_path / "a") == known
+    before = results.sha256(tmp_path)
+    (tmp_path / "b").write_bytes(b"")
+    assert results.sha256(tmp_path) != before
+    with pytest.raises(FileNotFoundError, match="nothing to hash"):
+        results.sha256(tmp_path / "missing")
+
+
+def test_table_bytes_are_stable_and_untouched(cfg, table):
+    path = results.write_table(table, "gamma", cfg, inputs=[ROOT / "pyproject.toml"], seconds=1.234)
+    assert path == cfg.results / "tables" / "gamma.csv"
+    assert path.read_bytes() == b"gamma,psnr,niqe\n0,28.1235,1\n0.1,,\n1,22,not run: needs x.pth\n"
+    times = {p: p.stat().st_mtime_ns for p in path.parent.iterdir()}
+    assert len(times) == 2
+    results.write_table(table, "gamma", cfg, seconds=99)
+    assert {p: p.stat().st_mtime_ns for p in path.parent.iterdir()} == times
+    back = results.read_table("gamma", cfg, "04")
+    assert list(back.columns) == list(table.columns) and np.isnan(back.psnr[1])
+    assert results.write_table(table.set_index("gamma"), "gamma", cfg).read_bytes().startswith(b"gamma,psnr")
+
+
+def test_same_bytes_of_another_config_get_a_new_sidecar(cfg, table):
+    """Otherwise `require` would ask for ever for a notebook that has just run."""
+    results.write_table(table, "gamma", cfg)
+    other = resolve("smoke", overrides={"k": 3.0})
+    results.write_table(table, "gamma", other)
+    assert len(results.read_table("gamma", other, "04")) == 3
+
+
+def test_figure_bytes_are_stable(cfg):
+    from matplotlib.figure import Figure
+
+    def draw():
+        fig = Figure(figsize=(2, 1))
+        fig.subplots().plot([0, 1], [1, 0])
+        return fig
+
+    path = results.write_figure(draw(), "spectrum", cfg)
+    first, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    results.write_figure(draw(), "spectrum", cfg)
+    assert path.read_bytes() == first and path.stat().st_mtime_ns == stamp
+    assert not {"Software", "Creation Time"} & set(Image.open(path).info)
+    strip = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    assert np.array_equal(Image.open(results.write_figure(strip, "strip", cfg)), strip)
+
+
+def test_provenance_says_all_and_no_machine_path(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("IFCSR_NOTEBOOK", "notebooks/04_gamma_sweep.ipynb")
+    for folder in ("LR", "HR", "run"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(folder.encode())
+    inputs = [ROOT / "pyproject.toml", tmp_path / "LR" / "x.png", tmp_path / "HR" / "x.png", tmp_path / "run"]
+    record = results.provenance(cfg.replace(backbone=str(tmp_path / "sd21")), inputs, 2.0)
+    assert list(record["inputs"]) == ["pyproject.toml", "x.png", "HR/x.png", "run"]
+    assert record["written_by"] == "04_gamma_sweep.ipynb" and record["config"]["backbone"] == "sd21"
+    assert record["packages"]["torch"] and record["seconds"] == 2.0 and record["profile"] == "smoke"
+    text = json.dumps(record)
+    assert str(tmp_path) not in text and str(ROOT) not in text and os.path.expanduser("~") + os.sep not in text
+
+
+def test_results_folder_elsewhere_is_still_named(cfg):
+    path = results.write_json({}, cfg.results / "endpoints" / "a.json")
+    assert list(results.provenance(cfg, [path])["inputs"]) == ["results/smoke/endpoints/a.json"]
+
+
+def test_works_without_git(cfg, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    record = results.provenance(cfg)
+    assert record["commit"] is None and record["dirty"] is None
+
+
+def test_missing_and_foreign_artefacts_name_the_notebook(cfg, table):
+    with pytest.raises(FileNotFoundError, match=r"gamma.csv is missing: run notebooks/04.* first, with profile='smoke'"):
+        results.read_table("gamma", cfg, "04")
+    path = results.write_table(table, "gamma", cfg)
+    with pytest.raises(ValueError, match=r"another run \(seed 0 there and 5 here, k 7.0 there and 3.0 here\): run note"):
+        results.read_table("gamma", resolve("smoke", seed=5, overrides={"k": 3.0}), "04")
+    path.write_text("gamma\n1\n")
+    with pytest.raises(ValueError, match="not the file that gamma.json describes"):
+        results.read_table("gamma", cfg, "04")
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(ValueError, match="gamma.json is not valid JSON"):
+        results.read_table("gamma", cfg, "04")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match="gamma.json is missing"):
+        results.read_table("gamma", cfg, "04")
+
+
+def test_sidecar_of_a_folder(cfg):
+    folder = cfg.results / "pairs"
+    results.write_json([1], folder / "manifest.json")
+    assert results.write_sidecar(folder, cfg) == folder / "provenance.json"
+    assert results.require(folder, cfg, "01") == folder
+    with pytest.raises(ValueError, match="allow_nan|JSON compliant"):
+        results.write_json(float("nan"), folder / "manifest.json")
+    assert results.read_json(folder / "manifest.json") == [1]
