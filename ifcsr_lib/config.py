@@ -39,7 +39,8 @@ class Config:
     beta1: float = 0.9  # the paper
     beta2: float = 0.999  # the paper
     weight_decay: float = 1e-2  # DECISION D6: both peers
-    clip: float = 1.0  # DECISION D6: both peers; constant lr, no EMA
+    clip: float = 1.0  # DECISION D6: both peers; no EMA
+    schedule: str = "constant"  # DECISION D6: both peers; "cosine" falls to 1 % of lr over the run
     steps_fidelity: int = 30_000  # DECISION D5: the paper gives 24 h a stage on one H100 and no step count
     steps_realism: int = 30_000  # DECISION D5
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
@@ -75,6 +76,7 @@ _POCKET = dict(
     # DECISION D15: pocket trains minutes on 2 CPU cores, so fewer, larger steps on smaller patches
     patch=96,
     lr=1e-3,
+    schedule="cosine",
     steps_fidelity=240,
     steps_realism=240,
     precision="no",
@@ -94,6 +96,7 @@ _CHOICES = {
     "features": ("vgg16", "pocket"),
     "preset": ("x4plus", "light"),
     "precision": ("no", "bf16"),
+    "schedule": ("constant", "cosine"),
     "colour_fix": ("none", "adain"),
 }
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}

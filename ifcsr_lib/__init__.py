@@ -1,0 +1,30 @@
+"""IFCSR: 4x real-world super-resolution with a fidelity-realism slider that runs no network per move.
+
+Names load on first use, so that `python -m ifcsr_lib --help` needs no torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "models", "IFCSR": "models", "Endpoints": "control", "blend": "control", "degrade": "degradation",
+    "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
+}  # fmt: skip
+_MODULES = (
+    "config", "control", "data", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
+    "reproduce", "results", "trainer",
+)  # fmt: skip
+__all__ = [*_WHERE, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"ifcsr_lib has no {name!r}; it has: {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,149 @@
+"""Photographs to patches, benchmark pairs, and the data a user brings through IFCSR_DATA."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .config import ROOT, Config
+from .images import list_images, read_image, upsample
+from .results import sha256
+
+MANIFEST = ROOT / "data" / "pocket" / "photos.csv"
+
+
+@dataclass(frozen=True)
+class PhotoFile:
+    """One row of data/pocket/photos.csv: a photograph that an installed wheel carries."""
+
+    name: str
+    path: Path
+    split: str
+    licence: str
+
+
+def photos(split: str) -> list[PhotoFile]:
+    """The pocket photographs of a split, "train" or "heldout", checked against the manifest's sha256.
+
+    They lie in the installed scikit-image and scikit-learn wheels; nothing downloads. Raises FileNotFoundError or
+    ValueError naming the package when a file is missing or differs.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}; allowed: 'train', 'heldout'")
+    out = []
+    with open(MANIFEST, newline="") as f:
+        for row in csv.DictReader(f):
+            if row["split"] != split:
+                continue
+            path = Path(importlib.util.find_spec(row["package"]).origin).parent / row["file"]
+            if not path.exists():
+                raise FileNotFoundError(f"{row['file']} is not in the installed {row['package']}; install the locked one")
+            if sha256(path) != row["sha256"]:
+                raise ValueError(f"{row['package']}/{row['file']} differs from data/pocket/photos.csv; install the lock")
+            out.append(PhotoFile(row["name"], path, row["split"], row["licence"]))
+    return out
+
+
+def load_photo(photo: PhotoFile | Path) -> Tensor:
+    """(1, 3, H, W) float32 RGB in [0, 1], cropped at the centre so that H and W are multiples of 16."""
+    x = read_image(photo.path if isinstance(photo, PhotoFile) else photo).rgb
+    h, w = (s // 16 * 16 for s in x.shape[-2:])
+    top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
+    return x[..., top : top + h, left : left + w]
+
+
+def user_data(name: str) -> Path | None:
+    """$IFCSR_DATA/<name> when it exists, else None. Known names: data/README.md."""
+    folder = os.environ.get("IFCSR_DATA")
+    path = Path(folder) / name if folder else None
+    return path if path and path.exists() else None
+
+
+def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
+    """(name, LR path, HR path) for each file of folder/LR, matched by file name with folder/HR; sorted.
+
+    Raises FileNotFoundError or ValueError when a side is missing, naming the first files without a partner.
+    """
+    sides = []
+    for side in ("LR", "HR"):
+        sides.append({p.stem: p for p in list_images(Path(folder) / side)})
+    if odd := sorted(set(sides[0]) ^ set(sides[1])):
+        raise ValueError(f"{folder}: {len(odd)} files have no partner in LR/HR, first {odd[:3]}; names must match")
+    return [(name, sides[0][name], sides[1][name]) for name in sorted(sides[0])]
+
+
+def looks_photographic(image: np.ndarray) -> bool:
+    """False for graphics: more than half of the horizontal neighbours are equal. image: (H, W, 3) uint8."""
+    return bool((image[:, 1:] == image[:, :-1]).all(-1).mean() <= 0.5)
+
+
+def load_images(paths: list[Path], minimum: int) -> dict[str, np.ndarray]:
+    """{name: (H, W, 3) uint8} of photographs with both sides of at least `minimum` pixels; graphics are left out."""
+    out = {}
+    for path in paths:
+        image = (read_image(path).rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        if min(image.shape[:2]) >= minimum and looks_photographic(image):
+            out[path.stem] = image
+    if not out:
+        raise ValueError(f"none of {len(paths)} images is a photograph of at least {minimum} x {minimum} pixels")
+    return out
+
+
+class Crops(Dataset):
+    """An endless stream of square crops: crop i is a function of (seed, i) alone, whoever asks for it.
+
+    images: {name: (H, W, 3) uint8}; larger images are drawn more often, in proportion to their area.
+    crops[i] -> {"x_H": (3, patch, patch) float32 RGB in [0, 1], "index": i, "name": str}, flipped and turned at random.
+    """
+
+    def __init__(self, images: dict[str, np.ndarray], patch: int, seed: int):
+        small = [f"{n} {i.shape[1]}x{i.shape[0]}" for n, i in images.items() if min(i.shape[:2]) < patch]
+        if small:
+            raise ValueError(f"{len(small)} images are smaller than patch={patch}, first {small[:3]}; leave them out")
+        self.names, self.images, self.patch, self.seed = list(images), list(images.values()), patch, seed
+        area = np.array([i.shape[0] * i.shape[1] for i in self.images], dtype=np.float64)
+        self.chance = area / area.sum()
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, i: int) -> dict:
+        rng = np.random.default_rng([self.seed, i])
+        n = rng.choice(len(self.images), p=self.chance)
+        image, p = self.images[n], self.patch
+        top, left = (rng.integers(s - p + 1) for s in image.shape[:2])
+        crop = np.rot90(image[top : top + p, left : left + p], rng.integers(4))
+        crop = crop[:, ::-1] if rng.integers(2) else crop
+        x_H = torch.from_numpy(crop.transpose(2, 0, 1).copy()).float() / 255
+        return {"x_H": x_H, "index": i, "name": self.names[n]}
+
+
+def training_crops(cfg: Config) -> Crops:
+    """The crops stages 1 and 2 train on: the train split of the pocket photographs, or $IFCSR_DATA/photos for paper."""
+    if cfg.profile == "paper":
+        folder = user_data("train")
+        if folder is None:
+            raise FileNotFoundError("no training images: set IFCSR_DATA to a folder with train/ (see data/README.md)")
+        paths = list_images(folder)
+    else:
+        paths = [p.path for p in photos("train")]
+    return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
+
+
+def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
+    """Degrade clean patches: (N, 3, H, W) -> lq (N, 3, H/4, W/4) and x_L, its bicubic x4, (N, 3, H, W).
+
+    index: sample index of each image; with cfg.seed it fixes every random draw.
+    """
+    from .degradation import degrade
+
+    lq = degrade(x_H, seed=cfg.seed, preset=cfg.preset, index=[int(i) for i in index])
+    return lq, upsample(lq, cfg.scale)

@@ -1,0 +1,164 @@
+"""How the shipped pocket backbone is made: feature network, autoencoder, denoising UNet. Used by notebook 90 only.
+
+The three objectives run in trainer.train, like the stages of the method.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from .loss import PocketFeatures, _unit
+
+PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
+
+
+def new_autoencoder(latent_channels: int = 16, width: int = 32) -> AutoencoderTiny:
+    """f = 4: (N, 3, H, W) -> (N, 16, H/4, W/4). About 0.4 M parameters."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(width,) * 3,
+        decoder_block_out_channels=(width,) * 3,
+        num_encoder_blocks=(1, 3, 3),
+        num_decoder_blocks=(3, 3, 1),
+        latent_channels=latent_channels,
+    )
+
+
+def new_unet(latent_channels: int = 16, widths: tuple[int, int, int] = (64, 128, 192)) -> UNet2DConditionModel:
+    """SD-shaped: three levels, cross-attention at the deepest, an empty prompt of 4 learned tokens."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=PROMPT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def noise_schedule() -> DDPMScheduler:
+    """SD's: 1000 steps, scaled-linear beta from .00085 to .012, noise prediction."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+class Autoencode:
+    """L1 + MSE reconstruction (+ deep feature distance), with latents kept small and tolerant of small errors."""
+
+    name = "autoencoder"
+
+    def __init__(self, vae: AutoencoderTiny, seed: int, distance=None, feature_weight: float = 0.0):
+        self.vae, self.seed, self.distance, self.feature_weight = vae.train(), seed, distance, feature_weight
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.vae.named_parameters())
+
+    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+        x = batch["x_H"].contiguous(memory_format=torch.channels_last)
+        z = self.vae.encode(2 * x - 1).latents
+        noise = normal(self.seed, batch["index"], z.shape[1:]).to(z)
+        y = (self.vae.decode(z + 0.03 * noise).sample + 1) / 2
+        mse = F.mse_loss(y, x)
+        loss = F.l1_loss(y, x) + 5 * mse + 1e-4 * z.square().mean()
+        if self.feature_weight:
+            loss = loss + self.feature_weight * self.distance(y, x)[1:].mean()
+        return loss, {"psnr": -10 * math.log10(mse.item())}
+
+
+class Denoise:
+    """Noise prediction on latents: eps(z_t, t, prompt) for t uniform in 0..999; the prompt tokens are learned too."""
+
+    name = "prior"
+
+    def __init__(self, unet: UNet2DConditionModel, prompt: nn.Parameter, vae: AutoencoderTiny, seed: int):
+        self.unet, self.prompt, self.vae, self.seed = unet.train(), prompt, vae.eval(), seed
+        self.schedule = noise_schedule()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {**{f"unet.{n}": p for n, p in self.unet.named_parameters()}, "prompt": self.prompt}
+
+    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+        with torch.no_grad():
+            z = self.vae.encode(2 * batch["x_H"] - 1).latents * self.vae.config.scaling_factor
+        noise = normal(self.seed, batch["index"], z.shape[1:]).to(z)
+        t = torch.tensor([np.random.default_rng([self.seed, int(i), 1]).integers(1000) for i in batch["index"]])
+        z_t = self.schedule.add_noise(z, noise, t.to(z.device))
+        eps = self.unet(z_t, t.to(z.device), self.prompt.expand(len(z), -1, -1)).sample
+        return F.mse_loss(eps, noise), {}
+
+
+def normal(seed: int, index, shape) -> Tensor:
+    """(N, *shape) standard normal numbers, image i's a function of (seed, index[i]) alone."""
+    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
+    return torch.from_numpy(np.stack(draws))
+
+
+def teacher_features(path: Path) -> nn.Module:
+    """The VGG16 convolutions conv1_1 .. conv4_3 of a .npz (keys as in data/README.md) as a module giving 4 maps.
+
+    Input RGB in [0, 1]; the file's network wants BGR 0-255 minus (104.007, 116.669, 122.679).
+    """
+    return _Teacher(np.load(path, allow_pickle=False))
+
+
+class _Teacher(nn.Module):
+    def __init__(self, arrays):
+        super().__init__()
+        stages = []
+        for block, count in enumerate((2, 2, 3, 3), 1):
+            layers = []
+            for i in range(1, count + 1):
+                w, b = (torch.from_numpy(np.array(arrays[f"conv{block}_{i}.{s}"], dtype=np.float32)) for s in ("weight", "bias"))
+                conv = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1)
+                conv.weight.data, conv.bias.data = w, b
+                layers += [conv, nn.ReLU()]
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+        self.register_buffer("mean", torch.tensor([104.007, 116.669, 122.679]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        f, maps = 255 * x.flip(1) - self.mean, []
+        for i, stage in enumerate(self.stages):
+            f = stage(F.max_pool2d(f, 2) if i else f)
+            maps.append(f)
+        return maps
+
+
+class Distil:
+    """The student's stage l predicts the teacher's unit-normalised stage l through a linear head.
+
+    Stage 5 has no teacher layer: its target is the local energy of the teacher's deepest two stages, pooled to stride
+    16, a description of texture that ignores where exactly each stroke lies.
+    """
+
+    name = "features"
+    widths = (64, 128, 256, 512, 768)
+
+    def __init__(self, student: PocketFeatures, teacher: nn.Module):
+        self.student, self.teacher = student.train(), teacher
+        self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(student.channels, self.widths))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(nn.ModuleDict({"student": self.student, "heads": self.heads}).named_parameters())
+
+    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+        x = batch["x_H"]
+        with torch.no_grad():
+            maps = self.teacher(x)
+            energy = [F.avg_pool2d(m.square(), s).add(1e-6).sqrt() for m, s in ((maps[2], 4), (maps[3], 2))]
+            targets = [_unit(m) for m in (*maps, torch.cat([_unit(e) for e in energy], 1))]
+        close = [
+            (_unit(head(f)) * t).sum(1).mean() for head, f, t in zip(self.heads, self.student(x), targets, strict=True)
+        ]
+        return torch.stack([1 - c for c in close]).mean(), {f"cos{i}": c.item() for i, c in enumerate(close, 1)}

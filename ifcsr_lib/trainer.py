@@ -1,0 +1,144 @@
+"""One training loop for every objective of the kit, with atomic checkpoints and exact resume.
+
+An objective has `name`, `trainable()` -> {name: Parameter} and `loss(batch)` -> (scalar tensor, {name: float}).
+All randomness of a step follows from (seed, sample index), so the position alone restores the stream: a resumed run ends
+bit for bit where an uninterrupted one ends, and the number of processes or workers changes no sample.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from .config import Config
+from .results import atomic
+
+
+def learning_rate(cfg: Config, step: int, steps: int) -> float:
+    """Rate at `step` of `steps`: constant, or a cosine from lr to lr / 100 after a warm-up of 2 % of the run."""
+    if cfg.schedule == "constant":
+        return cfg.lr
+    warm = max(1, steps // 50)
+    fall = 0.505 + 0.495 * math.cos(math.pi * step / steps)
+    return cfg.lr * fall * min(1.0, (step + 1) / warm)
+
+
+def train(
+    objective,
+    samples,
+    cfg: Config,
+    folder: str | Path,
+    steps: int,
+    on_step: Callable[[dict], None] | None = None,
+    workers: int = 0,
+) -> list[dict]:
+    """Minimise objective.loss over `steps` steps with AdamW; continue from folder/last.pt if it is there.
+
+    samples: samples[i] -> dict of tensors and strings for sample index i >= 0 (an endless stream; see data.Patches).
+    folder: receives last.pt (trained weights, optimiser, generators, position, history) every cfg.checkpoint_every steps.
+    on_step: called with {"step", "steps", "loss", "lr", "seconds", ...} after every step, in the main process only.
+    Returns the history, a dict a step. Raises FloatingPointError on a loss or gradient that is not finite, and
+    ValueError when last.pt belongs to another run.
+    """
+    accelerator = Accelerator(mixed_precision=cfg.precision, cpu=not torch.cuda.is_available())
+    named = objective.trainable()
+    for p in named.values():
+        p.data = p.data.to(accelerator.device)
+    wrapped = accelerator.prepare(_Loss(objective)) if accelerator.num_processes > 1 else _Loss(objective)
+    optimiser = torch.optim.AdamW(
+        named.values(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay
+    )
+    last = Path(folder) / "last.pt"
+    start, history = _resume(last, objective, named, optimiser, cfg, steps)
+    loader = _loader(samples, start, steps, cfg.batch, accelerator, workers)
+    for step, batch in enumerate(loader, start):
+        began = time.perf_counter()
+        rate = learning_rate(cfg, step, steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = {k: v.to(accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        with accelerator.autocast():
+            loss, logs = wrapped(batch)
+        optimiser.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(list(named.values()), cfg.clip)
+        value = accelerator.gather(loss.detach().reshape(1)).mean().item()
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
+            raise FloatingPointError(
+                f"{objective.name}, step {step + 1}: loss {value}, gradient norm {norm.item()}. Images of this batch: "
+                f"{', '.join(map(str, batch.get('name', ['unnamed'])))}. Try a lower lr (now {rate:.3g}), "
+                f"precision='no' (now {cfg.precision!r}), or look at these images. Last good checkpoint: "
+                f"{f'{last.name}, kept' if last.exists() else 'none yet'}."
+            )
+        optimiser.step()
+        row = {"step": step + 1, "loss": value, "lr": rate, "seconds": time.perf_counter() - began, **logs}
+        history.append(row)
+        if accelerator.is_main_process:
+            if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == steps:
+                _save(last, objective, named, optimiser, cfg, steps, history)
+            if on_step:
+                on_step({"steps": steps, "objective": objective.name, **row})
+    return history
+
+
+class _Loss(torch.nn.Module):
+    """The objective as a module, which is what DistributedDataParallel can wrap."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+        self.trained = torch.nn.ParameterList(objective.trainable().values())
+
+    def forward(self, batch):
+        return self.objective.loss(batch)
+
+
+def _loader(samples, start: int, steps: int, batch: int, accelerator: Accelerator, workers: int) -> DataLoader:
+    """Batches of sample indices: step s holds s*B ... (s+1)*B - 1 of the global batch B, split over the processes."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    index = [
+        [step * batch * world + rank * batch + i for i in range(batch)] for step in range(start, steps)
+    ]
+    return DataLoader(samples, batch_sampler=index, num_workers=workers)
+
+
+def _identity(objective, cfg: Config, steps: int) -> dict:
+    return {"objective": objective.name, "config": cfg.hash, "steps": steps}
+
+
+def _save(last: Path, objective, named, optimiser, cfg: Config, steps: int, history: list[dict]) -> None:
+    state = {
+        "run": _identity(objective, cfg, steps),
+        "step": history[-1]["step"],
+        "weights": {name: p.detach().cpu() for name, p in named.items()},
+        "optimiser": optimiser.state_dict(),
+        "rng": torch.get_rng_state(),
+        "history": history,
+    }
+    last.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(last) as tmp:
+        torch.save(state, tmp)
+
+
+def _resume(last: Path, objective, named, optimiser, cfg: Config, steps: int) -> tuple[int, list[dict]]:
+    if not last.exists():
+        return 0, []
+    try:
+        state = torch.load(last, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(f"{last} cannot be read ({e}); delete it to start again") from e
+    wanted = _identity(objective, cfg, steps)
+    if state["run"] != wanted:
+        raise ValueError(f"{last} is of another run: {state['run']}, wanted {wanted}; delete it or use another folder")
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(state["weights"][name])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["rng"])
+    return state["step"], state["history"]
