@@ -1,0 +1,237 @@
+"""Image files and image tensors. Public images are float32 RGB (N, 3, H, W) in [0, 1], sRGB-like values as stored."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms
+
+from .results import atomic
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+           ".bmp": "BMP"}  # fmt: skip
+ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One image file: rgb (1, 3, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1]; bits 8 or 16 a channel."""
+
+    rgb: torch.Tensor
+    alpha: torch.Tensor | None = None
+    bits: int = 8
+    name: str = "image"
+    icc: bytes | None = None  # the file's RGB colour profile; values are used as stored, never converted
+
+
+def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
+    """Raise TypeError or ValueError unless x is float32 (N, 3, H, W), finite, in [0, 1] (+-1e-6), sides >= min_side."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} came as {type(x).__name__}; pass a float32 tensor (N, 3, H, W), see images.to_tensor")
+    if x.dtype != torch.float32:
+        raise TypeError(f"{name} came as {x.dtype}; pass float32 in [0, 1] (images.to_tensor scales 8 and 16 bit)")
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; pass (N, 3, H, W), one image as image[None]")
+    if min(x.shape[2:]) < min_side:
+        raise ValueError(f"{name} is {x.shape[3]}x{x.shape[2]} pixels; allowed: {min_side} or more on each side")
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count = int((~x.isfinite()).sum())
+        raise ValueError(f"{name} has {count} NaN or infinite values of {x.numel()}; look at the step that made it")
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise ValueError(f"{name} spans [{low:.6g}, {high:.6g}]; allowed: [0, 1]. Divide 8 bit by 255, or clamp(0, 1)")
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """(N, C, H, W) in [0, 1] -> uint8 (N, H, W, C), clamped and rounded to the nearest level; ValueError on NaN."""
+    return _levels(x, 255).astype(np.uint8)
+
+
+def _levels(x: torch.Tensor, top: int) -> np.ndarray:
+    if not x.isfinite().all():
+        raise ValueError("the image has NaN or infinite values; nothing was converted. Look at the step that made it")
+    x = x.detach().float().clamp(0, 1).mul(top).round().permute(0, 2, 3, 1)
+    return x.contiguous().cpu().numpy()
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """uint8, uint16 or float (H, W), (H, W, C) or (N, H, W, C) -> float32 (N, C, H, W); integers go to [0, 1]."""
+    array = np.asarray(array)
+    if array.ndim not in (2, 3, 4):
+        raise ValueError(f"the array has shape {array.shape}; pass (H, W), (H, W, C) or (N, H, W, C)")
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise TypeError(f"the array came as {array.dtype}; pass uint8, uint16 or float in [0, 1]")
+    top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    x = array.astype(np.float32) / np.float32(top)
+    x = x[..., None] if x.ndim == 2 else x
+    return torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *x.shape[-3:]).transpose(0, 3, 1, 2)))
+
+
+def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
+    """x_L: (N, C, h, w) -> (N, C, scale h, scale w), bicubic without antialias (a = -0.75), clamped to [0, 1]."""
+    return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The folder's image files by suffix (FORMATS), sorted by name; not recursive, hidden files left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; pass an existing folder with images")
+    found = sorted(p for p in folder.iterdir()
+                   if p.suffix.lower() in FORMATS and p.is_file() and not p.name.startswith("."))  # fmt: skip
+    if not found:
+        raise FileNotFoundError(f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)")
+    return found
+
+
+def read_image(path: str | Path) -> Photo:
+    """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF orientation says.
+
+    Grey and palette become RGB; CMYK becomes sRGB, through its colour profile where the file has one.
+    Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; pass an image file")
+    try:
+        data = path.read_bytes()
+        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+        turn, key, icc = image.getexif().get(274, 1), image.info.get("transparency"), image.info.get("icc_profile")
+        wide = _is_wide(image, data)
+        image.load()  # finds a truncated file, and turns a TIFF by itself
+        turn = turn if wide else image.getexif().get(274, 1)
+        pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
+    except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
+        raise ValueError(f"{path} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
+                         "8 or 16 bit") from error  # fmt: skip
+    x = to_tensor(_turn(pixels, turn))
+    rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
+    icc = icc if icc and icc[16:20] == b"RGB " else None  # a grey or CMYK profile does not fit what we return
+    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, 16 if wide else 8, path.name, icc)
+
+
+def _is_wide(image: Image.Image, data: bytes) -> bool:
+    """16 bit a channel, which Pillow cuts to 8 in colour images."""
+    if image.format == "PNG":
+        return data[24] == 16  # the bit depth in IHDR
+    tags = getattr(image, "tag_v2", {})  # TIFF: BitsPerSample, PhotometricInterpretation (grey or RGB), SampleFormat
+    return set(np.atleast_1d(tags.get(258, 1))) == {16} and tags.get(262) in (0, 1, 2) and tags.get(339, (1,))[0] == 1
+
+
+def _read_8bit(image: Image.Image, icc: bytes | None) -> np.ndarray:
+    """uint8 (H, W, 3 or 4)."""
+    if image.mode in ("F", "I", "LAB") or image.mode.startswith("I;"):
+        raise ValueError(f"pixel mode {image.mode}")
+    if image.mode == "CMYK" and icc:
+        image = ImageCms.profileToProfile(image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
+
+
+def _read_wide(image: Image.Image, data: bytes, key: int | tuple | None) -> np.ndarray:
+    """uint16 (H, W, 1 to 4) of a 16-bit grey or RGB PNG or TIFF; alpha, straight, comes last."""
+    if image.format == "TIFF":
+        return _read_tiff16(data)
+    from torchvision.io import decode_png
+
+    a = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8)).permute(1, 2, 0).numpy()
+    return a if key is None else np.dstack([a, np.uint16(65535) * (a != np.asarray(key)).any(-1)])
+
+
+def _read_tiff16(data: bytes) -> np.ndarray:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        try:
+            a = page.asarray()
+            a = np.moveaxis(a, 0, -1) if page.axes.startswith("S") else a.reshape(*a.shape[:2], -1)
+        except ValueError:  # LZW needs imagecodecs; opencv, which pyiqa brings, has its own
+            import cv2
+
+            a = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            a = a[..., None] if a.ndim == 2 else a[..., [2, 1, 0, 3][: a.shape[-1]]]
+        colours, extra = (3 if page.photometric == 2 else 1), (*page.extrasamples, 2)[0]
+        a, alpha = a[..., :colours], a[..., colours : colours + 1]
+        a = 65535 - a if page.photometric == 0 else a  # white is zero
+        if alpha.size and extra == 1:  # stored premultiplied
+            a = np.minimum(np.round(a * (65535.0 / np.maximum(alpha, 1))), 65535).astype(np.uint16)
+        return np.concatenate([a, alpha], -1) if extra in (1, 2) else a
+
+
+def _turn(a: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as the EXIF orientation 1..8 wants it shown."""
+    if orientation in (5, 6, 7, 8):
+        a = a.swapaxes(0, 1)
+    a = a[::-1] if orientation in (3, 4, 7, 8) else a
+    return a[:, ::-1] if orientation in (2, 3, 6, 7) else a
+
+
+def write_image(photo: Photo | torch.Tensor, path: str | Path, alpha: torch.Tensor | None = None, bits: int = 8,
+                icc: bytes | None = None) -> Path:  # fmt: skip
+    """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not at all.
+
+    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. WebP is lossless, JPEG quality 95 4:4:4.
+    Raises ValueError (suffix, shapes, range, a side too long for the format) or OSError (folder, disk) naming path.
+    """
+    path = Path(path)
+    if not isinstance(photo, Photo):
+        photo = Photo(photo, alpha, bits, path.name, icc)
+    kind, x, alpha = FORMATS.get(path.suffix.lower()), photo.rgb, photo.alpha
+    if kind is None:
+        raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
+    check_images(x, path.name, 1)
+    if len(x) != 1 or photo.bits not in (8, 16) or (alpha is not None and alpha.shape != (1, 1, *x.shape[2:])):
+        raise ValueError(f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
+                         f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits")  # fmt: skip
+    if alpha is not None:
+        # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it on white
+        x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
+    wide = photo.bits == 16 and kind in ("PNG", "TIFF")
+    pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
+    try:
+        data = _encode(pixels, kind, photo.icc)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written as {kind} ({error}); try .png") from error
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
+    out = io.BytesIO()
+    if kind == "TIFF":
+        import tifffile
+
+        extra = ["unassalpha"] if pixels.shape[-1] == 4 else None
+        tifffile.imwrite(out, pixels, photometric="rgb", extrasamples=extra, compression="zlib", predictor=True,
+                         iccprofile=icc, metadata=None)  # fmt: skip
+    elif pixels.dtype == np.uint16:
+        return _png16(pixels, icc)
+    else:
+        how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+        Image.fromarray(pixels).save(out, kind, **({"icc_profile": icc} if icc else {}), **how)
+    return out.getvalue()
+
+
+def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
+    """PNG of uint16 (H, W, 3 or 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
+
+    def chunk(tag: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+    h, w, channels = pixels.shape
+    rows = pixels.astype(">u2").view(np.uint8).reshape(h, -1)
+    rows = np.diff(rows, axis=0, prepend=np.uint8(0) * rows[:1])  # uint8 wraps, as PNG wants
+    rows = np.insert(rows, 0, 2, axis=1)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {3: 2, 4: 6}[channels], 0, 0, 0))
+    profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
+    return b"\x89PNG\r\n\x1a\n" + head + profile + chunk(b"IDAT", zlib.compress(rows, 6)) + chunk(b"IEND", b"")
