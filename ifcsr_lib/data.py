@@ -138,6 +138,17 @@ def training_crops(cfg: Config) -> Crops:
     return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
 
 
+def normal(seed: int, index, shape) -> Tensor:
+    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i]) alone."""
+    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
+    return torch.from_numpy(np.stack(draws))
+
+
+def uniform(seed: int, index) -> Tensor:
+    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i]) alone."""
+    return torch.tensor([np.random.default_rng([seed, int(i), 3]).random() for i in index], dtype=torch.float32)
+
+
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
     """Degrade clean patches: (N, 3, H, W) -> lq (N, 3, H/4, W/4) and x_L, its bicubic x4, (N, 3, H, W).
 

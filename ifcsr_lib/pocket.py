@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from .data import normal, uniform
 from .loss import PocketFeatures, _unit
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
@@ -60,6 +61,9 @@ class Autoencode:
     def __init__(self, vae: AutoencoderTiny, seed: int, distance=None, feature_weight: float = 0.0):
         self.vae, self.seed, self.distance, self.feature_weight = vae.train(), seed, distance, feature_weight
 
+    def modules(self) -> list[nn.Module]:
+        return [self.vae] + ([self.distance] if self.distance else [])
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.vae.named_parameters())
 
@@ -84,6 +88,9 @@ class Denoise:
         self.unet, self.prompt, self.vae, self.seed = unet.train(), prompt, vae.eval(), seed
         self.schedule = noise_schedule()
 
+    def modules(self) -> list[nn.Module]:
+        return [self.unet, self.vae, nn.ParameterList([self.prompt])]
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return {**{f"unet.{n}": p for n, p in self.unet.named_parameters()}, "prompt": self.prompt}
 
@@ -91,16 +98,10 @@ class Denoise:
         with torch.no_grad():
             z = self.vae.encode(2 * batch["x_H"] - 1).latents * self.vae.config.scaling_factor
         noise = normal(self.seed, batch["index"], z.shape[1:]).to(z)
-        t = torch.tensor([np.random.default_rng([self.seed, int(i), 1]).integers(1000) for i in batch["index"]])
+        t = (1000 * uniform(self.seed, batch["index"])).long()
         z_t = self.schedule.add_noise(z, noise, t.to(z.device))
         eps = self.unet(z_t, t.to(z.device), self.prompt.expand(len(z), -1, -1)).sample
         return F.mse_loss(eps, noise), {}
-
-
-def normal(seed: int, index, shape) -> Tensor:
-    """(N, *shape) standard normal numbers, image i's a function of (seed, index[i]) alone."""
-    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
-    return torch.from_numpy(np.stack(draws))
 
 
 def teacher_features(path: Path) -> nn.Module:
@@ -148,6 +149,9 @@ class Distil:
     def __init__(self, student: PocketFeatures, teacher: nn.Module):
         self.student, self.teacher = student.train(), teacher
         self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(student.channels, self.widths))
+
+    def modules(self) -> list[nn.Module]:
+        return [self.student, self.teacher, self.heads]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(nn.ModuleDict({"student": self.student, "heads": self.heads}).named_parameters())

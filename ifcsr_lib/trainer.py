@@ -1,6 +1,7 @@
 """One training loop for every objective of the kit, with atomic checkpoints and exact resume.
 
-An objective has `name`, `trainable()` -> {name: Parameter} and `loss(batch)` -> (scalar tensor, {name: float}).
+An objective has `name`, `modules()` (what to move to the device), `trainable()` -> {name: Parameter} and `loss(batch)` ->
+(scalar tensor, {name: float}). The method's three stand below the loop.
 All randomness of a step follows from (seed, sample index), so the position alone restores the stream: a resumed run ends
 bit for bit where an uninterrupted one ends, and the number of processes or workers changes no sample.
 """
@@ -17,6 +18,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from .config import Config
+from .control import blend
+from .data import low_quality, normal, uniform
+from .loss import FeatureDistance, depth_weights, specialised_loss
+from .models import IFCSR
 from .results import atomic
 
 
@@ -47,9 +52,9 @@ def train(
     ValueError when last.pt belongs to another run.
     """
     accelerator = Accelerator(mixed_precision=cfg.precision, cpu=not torch.cuda.is_available())
+    for module in objective.modules():
+        module.to(accelerator.device)
     named = objective.trainable()
-    for p in named.values():
-        p.data = p.data.to(accelerator.device)
     wrapped = accelerator.prepare(_Loss(objective)) if accelerator.num_processes > 1 else _Loss(objective)
     optimiser = torch.optim.AdamW(
         named.values(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay
@@ -142,3 +147,69 @@ def _resume(last: Path, objective, named, optimiser, cfg: Config, steps: int) ->
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     return state["step"], state["history"]
+
+
+class _Stage:
+    """What the method's objectives share: the model, the distance, and a batch's x_H, x_L and posterior noise."""
+
+    def __init__(self, model: IFCSR, distance: FeatureDistance):
+        self.model, self.distance, self.cfg = model, distance, model.cfg
+
+    def modules(self) -> list[torch.nn.Module]:
+        return [self.model, self.distance]
+
+    def inputs(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x_H = batch["x_H"]
+        _, x_L = low_quality(x_H, self.cfg, batch["index"])
+        factor = 2 ** (len(self.model.vae.config.block_out_channels) - 1)
+        shape = (self.model.unet.config.in_channels, x_H.shape[-2] // factor, x_H.shape[-1] // factor)
+        return x_H, x_L, normal(self.cfg.seed, batch["index"], shape).to(x_H)
+
+    def gamma(self, batch: dict) -> torch.Tensor:
+        """DECISION D12: gamma ~ U(0, 1) is drawn for each image, not once a batch."""
+        return uniform(self.cfg.seed, batch["index"]).to(batch["x_H"])
+
+
+class Stage1(_Stage):
+    """E2: theta minimises L_1st(x_fid, x_H), weights decreasing with depth (E5); phi inactive."""
+
+    name = "stage1"
+
+    def trainable(self):
+        return self.model.train_only("fidelity")
+
+    def loss(self, batch):
+        x_H, x_L, noise = self.inputs(batch)
+        x_fid = self.model.restore(x_L, "fidelity", noise)
+        return specialised_loss(self.distance(x_fid, x_H), depth_weights(self.cfg.k, "fidelity")), {}
+
+
+class Stage2(_Stage):
+    """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen."""
+
+    name = "stage2"
+
+    def trainable(self):
+        return self.model.train_only("realism")
+
+    def loss(self, batch):
+        x_H, x_L, noise = self.inputs(batch)
+        with torch.no_grad():
+            x_fid = self.model.restore(x_L, "fidelity", noise)
+        x_real = self.model.restore(x_L, "realism", noise)
+        x_hat = blend(x_fid, x_real, self.gamma(batch))
+        return specialised_loss(self.distance(x_hat, x_H), depth_weights(self.cfg.k, "realism")), {}
+
+
+class Joint(_Stage):
+    """The ablation's single stage: theta and phi together minimise E_gamma L(x_hat, x_H) with the baseline loss."""
+
+    name = "joint"
+
+    def trainable(self):
+        return self.model.train_only("fidelity", "realism")
+
+    def loss(self, batch):
+        x_H, x_L, noise = self.inputs(batch)
+        x_hat = blend(*self.model.restore_both(x_L, noise), self.gamma(batch))
+        return specialised_loss(self.distance(x_hat, x_H), depth_weights(1.0, "fidelity")), {}

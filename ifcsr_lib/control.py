@@ -1,0 +1,84 @@
+"""The slider: blending two endpoint images in pixels (E1). No network is called anywhere in this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .images import check_images
+
+
+def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor) -> Tensor:
+    """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
+
+    x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
+    gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map; in [0, 1], 0 = fidelity, 1 = realism.
+    Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
+    """
+    if x_fid.shape != x_real.shape:
+        raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
+    return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid))
+
+
+def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
+    """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not allowed."""
+    if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
+        raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor")
+    g = torch.as_tensor(gamma, dtype=torch.float32)
+    n, _, h, w = like.shape
+    if g.ndim == 1 and len(g) == n:
+        g = g.view(n, 1, 1, 1)
+    elif g.ndim and (g.ndim != 4 or g.shape[0] not in (1, n) or g.shape[1:] != (1, h, w)):
+        raise ValueError(f"gamma has shape {tuple(g.shape)}; allowed: a float, ({n},) or ({n}, 1, {h}, {w})")
+    if not bool(((g >= 0) & (g <= 1)).all()):  # NaN fails both
+        bad = g[~((g >= 0) & (g <= 1))].flatten()[0].item()
+        raise ValueError(f"gamma={bad}; allowed: 0 (fidelity) to 1 (realism)")
+    return g
+
+
+def adain(x: Tensor, x_L: Tensor) -> Tensor:
+    """Give each colour channel of x the mean and standard deviation it has in x_L, then clamp; (N, 3, H, W) both.
+
+    The colour fix of both peers. Source: adaptive instance normalisation on pixels, as StableSR and PiSA-SR apply it.
+    """
+    mean, std = (f(x, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    mean_L, std_L = (f(x_L, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    return ((x - mean) / (std + 1e-5) * std_L + mean_L).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The two ends of the slider for a batch of images, and x_L, the bicubic x4 of what went in.
+
+    x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
+    """
+
+    x_fid: Tensor
+    x_real: Tensor
+    x_L: Tensor | None = None
+
+    def __post_init__(self):
+        for name in ("x_fid", "x_real"):
+            check_images(getattr(self, name), name)
+        if self.x_fid.shape != self.x_real.shape:
+            raise ValueError(f"endpoints differ in shape: {tuple(self.x_fid.shape)} and {tuple(self.x_real.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.x_fid)
+
+    def __getitem__(self, i: int) -> Endpoints:
+        """The i-th image's endpoints, still batched (1, 3, H, W)."""
+        one = slice(i, i + 1) if i != -1 else slice(-1, None)
+        return Endpoints(self.x_fid[one], self.x_real[one], None if self.x_L is None else self.x_L[one])
+
+    def blend(self, gamma: float | Tensor) -> Tensor:
+        """E1 at gamma: see `blend`."""
+        return blend(self.x_fid, self.x_real, gamma)
+
+    def colour_fixed(self) -> Endpoints:
+        """Both ends after `adain` against x_L; blending stays E1 of the fixed ends."""
+        if self.x_L is None:
+            raise ValueError("these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints")
+        return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))

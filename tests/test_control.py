@@ -1,0 +1,61 @@
+"""E1: exact at the ends, linear between, and errors for anything outside."""
+
+import pytest
+import torch
+
+from ifcsr_lib.control import Endpoints, adain, blend
+
+torch.manual_seed(0)
+A, B = torch.rand(2, 3, 20, 24), torch.rand(2, 3, 20, 24)
+
+
+def test_ends_are_bit_for_bit():
+    assert torch.equal(blend(A, B, 0.0), A) and torch.equal(blend(A, B, 1.0), B)
+    assert torch.equal(blend(A, B, 0), A) and torch.equal(blend(A, B, torch.ones(2, 1, 20, 24)), B)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.25, 0.5, 0.75, 0.9])
+def test_e1(gamma):
+    """Within 2e-7, two units in the last place of float32 below 1."""
+    exact = (1 - gamma) * A.double() + gamma * B.double()
+    assert (blend(A, B, gamma) - exact).abs().max() < 2e-7
+    assert blend(A, B, gamma).min() >= 0 and blend(A, B, gamma).max() <= 1
+
+
+def test_one_gamma_an_image_and_a_map():
+    both = blend(A, B, torch.tensor([0.0, 1.0]))
+    assert torch.equal(both[0], A[0]) and torch.equal(both[1], B[1])
+    half = torch.zeros(2, 1, 20, 24)
+    half[..., 12:] = 1
+    mixed = blend(A, B, half)
+    assert torch.equal(mixed[..., :12], A[..., :12]) and torch.equal(mixed[..., 12:], B[..., 12:])
+
+
+@pytest.mark.parametrize(
+    "gamma, error",
+    [
+        (-0.1, ValueError), (1.5, ValueError), (float("nan"), ValueError), (float("inf"), ValueError),
+        ("0.5", TypeError), (None, TypeError), (True, TypeError), (torch.tensor([0.5] * 3), ValueError),
+        (torch.rand(2, 1, 5, 5), ValueError), (torch.rand(2, 3, 20, 24), ValueError), (torch.full((2, 1, 20, 24), 2.0), ValueError),
+    ],
+)  # fmt: skip
+def test_bad_gamma(gamma, error):
+    with pytest.raises(error, match="gamma"):
+        blend(A, B, gamma)
+
+
+def test_endpoints_of_different_images():
+    with pytest.raises(ValueError, match="differ in shape"):
+        Endpoints(A, B[..., :16])
+    with pytest.raises(ValueError, match="differ in shape"):
+        blend(A, B[:1], 0.5)
+
+
+def test_indexing_and_colour_fix():
+    ends = Endpoints(A, B, x_L=B * 0.5 + 0.25)
+    assert torch.equal(ends[1].x_fid, A[1:]) and torch.equal(ends[-1].x_real, B[1:])
+    fixed = adain(A * 0.5 + 0.2, ends.x_L)
+    assert torch.allclose(fixed.mean((2, 3)), ends.x_L.mean((2, 3)), atol=1e-3)
+    assert torch.equal(ends.colour_fixed().blend(0), adain(A, ends.x_L))
+    with pytest.raises(ValueError, match="x_L"):
+        Endpoints(A, B).colour_fixed()

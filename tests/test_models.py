@@ -1,0 +1,207 @@
+"""Facts of the two-adapter model: what is adapted, what one step is, what saving keeps, what loading refuses."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+import ifcsr_lib as ifcsr
+from ifcsr_lib import models
+from ifcsr_lib.images import upsample
+
+SD21 = dict(  # SD 2.1-base's published unet/config.json, the fields that shape it
+    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
+    attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    return randomised(models.new(tiny_cfg))
+
+
+def randomised(model):
+    """Non-zero B, so that the adapters do something and differ."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name in models.ADAPTERS:
+            for p in model.adapter(name).values():
+                p.normal_(std=0.05)
+    return model
+
+
+def test_sd21_counts_on_the_meta_device():
+    from peft import LoraConfig
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD21)
+        assert sum(p.numel() for p in unet.parameters()) == 865_910_724
+        unet.add_adapter(LoraConfig(r=4, target_modules=models.LORA_TARGETS), adapter_name="fidelity")
+    lora = {n: p for n, p in unet.named_parameters() if "lora_" in n}
+    assert sum(p.numel() for p in lora.values()) == 4_055_712
+    assert len({n.split(".lora_")[0] for n in lora}) == 258
+    assert not any("norm" in n or "time_emb" in n for n in lora)
+
+
+def test_one_step_is_plain_subtraction(model):
+    z = torch.randn(1, 4, 8, 8)
+    model.unet.set_adapter("realism")
+    eps = model.unet(z, 1, model.prompt).sample
+    assert torch.equal(model.one_step(z, "realism"), z - eps)
+
+
+def test_endpoints_equal_separate_passes(model):
+    """One batched UNet call against two passes of one adapter each, within 1e-5 (method.md)."""
+    lq = torch.rand(2, 3, 16, 16)
+    ends = model.endpoints(lq)
+    with torch.inference_mode():
+        for name, x in zip(models.ADAPTERS, (ends.x_fid, ends.x_real)):
+            alone = model.restore(upsample(lq), name).clamp(0, 1)
+            assert (alone - x).abs().max() < 1e-5
+    assert (ends.x_fid - ends.x_real).abs().max() > 1e-2
+
+
+def test_endpoints_call_the_networks_once(model):
+    calls = []
+    for part in (model.unet, model.vae.encoder, model.vae.decoder):
+        part.register_forward_hook(lambda m, a, o: calls.append(type(m).__name__))
+    ends = model.endpoints(torch.rand(1, 3, 16, 16))
+    assert sorted(calls) == ["Decoder", "Encoder", "UNet2DConditionModel"]
+    for g in torch.linspace(0, 1, 11):
+        ends.blend(float(g))
+    assert len(calls) == 3  # moving gamma calls no network
+
+
+@pytest.mark.parametrize("h, w", [(16, 16), (17, 23), (16, 61)])
+def test_any_size(model, h, w):
+    ends = model.endpoints(torch.rand(1, 3, h, w))
+    assert ends.x_fid.shape == ends.x_real.shape == (1, 3, 4 * h, 4 * w)
+
+
+@pytest.mark.parametrize(
+    "lq, error",
+    [
+        (torch.rand(1, 3, 15, 20), "16"),
+        (torch.rand(3, 20, 20), "shape"),
+        (torch.rand(1, 3, 20, 20) * 255, "range|\\[0, 1\\]"),
+        (torch.full((1, 3, 20, 20), float("nan")), "NaN|finite"),
+        (torch.zeros(1, 3, 20, 20, dtype=torch.float64), "float32"),
+    ],
+)
+def test_bad_input(model, lq, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        model.endpoints(lq)
+
+
+def test_only_the_named_adapter_trains(model):
+    trained = model.train_only("realism")
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+    model.restore(torch.rand(1, 3, 64, 64), "fidelity")  # switching adapters must thaw nothing
+    model.endpoints(torch.rand(1, 3, 16, 16))
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+
+
+def test_save_and_load(model, tmp_path):
+    lq = torch.rand(1, 3, 16, 16)
+    again = ifcsr.load(model.save(tmp_path / "m"), device="cpu")
+    assert again.cfg == model.cfg
+    a, b = model.endpoints(lq), again.endpoints(lq)
+    assert torch.equal(a.x_fid, b.x_fid) and torch.equal(a.x_real, b.x_real)
+    keys = load_file(tmp_path / "m" / "fidelity.safetensors")
+    assert all(k.startswith("unet.") and k.split(".")[-2] in ("lora_A", "lora_B") for k in keys)
+
+
+def test_the_file_loads_through_diffusers(model, tmp_path, tiny_backbone):
+    """diffusers' own loader reads the adapter, its alpha included, and gives the same output."""
+    path = model.save_adapter("fidelity", tmp_path / "fidelity.safetensors")
+    unet = UNet2DConditionModel.from_pretrained(tiny_backbone / "unet")
+    unet.load_lora_adapter(str(path.parent), weight_name=path.name, prefix="unet")
+    z = torch.randn(1, 4, 8, 8)
+    with torch.inference_mode():
+        ours = model.eps(z, "fidelity")
+        theirs = unet(z, 1, model.prompt).sample
+    # without alpha in the file the scale would be another
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def _broken_json(folder):
+    (folder / "ifcsr.json").write_text("{")
+
+
+def _other_backbone(folder):
+    card = json.loads((folder / "ifcsr.json").read_text())
+    card["backbone"]["hash"] = "0" * 16
+    (folder / "ifcsr.json").write_text(json.dumps(card))
+
+
+def _rehash(folder):
+    card = json.loads((folder / "ifcsr.json").read_text())
+    for name, entry in card["adapters"].items():
+        entry["sha256"] = models.sha256(folder / entry["file"])
+    (folder / "ifcsr.json").write_text(json.dumps(card))
+
+
+def _edit(change):
+    def edit(folder):
+        state = load_file(folder / "realism.safetensors")
+        change(state)
+        save_file(state, folder / "realism.safetensors")
+        _rehash(folder)
+
+    return edit
+
+
+def _pickle(folder):
+    torch.save(load_file(folder / "realism.safetensors"), folder / "realism.bin")
+    card = json.loads((folder / "ifcsr.json").read_text())
+    card["adapters"]["realism"]["file"] = "realism.bin"
+    (folder / "ifcsr.json").write_text(json.dumps(card))
+
+
+def _truncate(folder):
+    path = folder / "realism.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    _rehash(folder)
+
+
+def _swap(folder):
+    (folder / "realism.safetensors").write_bytes((folder / "fidelity.safetensors").read_bytes())
+
+
+KEY = "unet.conv_in.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    "damage, error",
+    [
+        (_broken_json, "damaged"),
+        (_other_backbone, "backbone"),
+        (_pickle, "safetensors"),
+        (_truncate, "whole safetensors"),
+        (_swap, "sha256"),
+        (_edit(lambda s: s.pop(KEY)), f"1 keys missing .*{KEY}"),
+        (_edit(lambda s: s.update({"unet.new.lora_A.weight": torch.zeros(1)})), "unet.new.lora_A.weight"),
+        (_edit(lambda s: s.update({KEY: s[KEY][:2].clone()})), "shape"),
+        (_edit(lambda s: s[KEY].fill_(float("nan"))), "NaN"),
+    ],
+)
+def test_loading_refuses(model, tmp_path, damage, error):
+    folder = model.save(tmp_path / "m")
+    damage(folder)
+    with pytest.raises(ValueError, match=error):
+        ifcsr.load(folder, device="cpu")
+
+
+def test_unknown_names_have_one_clear_error(monkeypatch):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+        ifcsr.load("no-such-thing")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="owner/nothing.*Ways out"):
+        ifcsr.load("owner/nothing")
