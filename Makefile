@@ -1,0 +1,43 @@
+# Everything runs in .venv, made from requirements.lock at the first call. README has the plain commands behind it.
+PYTHON ?= python3
+PROFILE ?= pocket
+PY := .venv/bin/python
+UV ?= $(PY) -m uv
+COMPILE := pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes
+export PYTHONHASHSEED := 0
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce test lint lab lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
+	@echo "  PYTHON=python3.12 chooses the interpreter, PROFILE=smoke the profile, ARGS='-k loss' goes to pytest"
+
+env:  ## .venv from requirements.lock; reused as long as the lock is the same
+	@./tools/env.sh "$(PYTHON)"
+
+reproduce: env  ## notebooks 00-06 through papermill; writes results/$(PROFILE)/
+	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
+
+test: env  ## the tests, then every notebook at smoke scale (nbval)
+	$(PY) -m pytest $(ARGS)
+
+lint: env  ## ruff, and that notebooks keep no output but the compared one
+	$(PY) -m ruff check .
+	$(PY) tools/strip_notebooks.py --check
+
+lab: env  ## JupyterLab on the first notebook
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.toml, and the CPU lock from it (ARGS=--upgrade)
+	$(UV) $(COMPILE) -q $(ARGS) -o requirements.lock
+	echo "# requirements.lock without torch, torchvision and what only CUDA needs (made by make lock)" > requirements-cpu.lock
+	awk '/^[^ #]/ {gpu = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} !gpu' \
+		requirements.lock >> requirements-cpu.lock
+
+clean:  ## what smoke and pocket runs left behind; .venv, the tables and paper-scale runs stay
+	rm -rf results/smoke
+	cd results && for kind in runs executed pairs endpoints adapters; do rm -rf pocket/$$kind; done
+	rm -rf build dist .pytest_cache .ruff_cache notebooks/.ipynb_checkpoints
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+#!/bin/sh
+# Make .venv from requirements.lock, or reuse it: tools/env.sh [python3]
+# .venv/.installed holds the lock's checksum and the folder; .venv/.installing marks an install that did not finish.
+set -eu
+cd "$(dirname "$0")/.."
+python="${1:-python3}"
+venv=.venv
+py=$venv/bin/python
+unset VIRTUAL_ENV PYTHONHOME PYTHONPATH
+export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
+
+fail() {
+    echo "tools/env.sh: $*" >&2
+    exit 1
+}
+
+key="$(cat requirements.lock pyproject.toml | cksum) $PWD"
+if [ -x $py ] && [ ! -e $venv/.installing ] && [ "$(cat $venv/.installed 2>/dev/null)" = "$key" ]; then
+    exit 0
+fi
+
+version='import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))'
+wanted="$("$python" -c "$version" 2>&1)" ||
+    fail "$python says '$wanted'; Python 3.11 or newer is needed: make env PYTHON=/path/to/python3.11"
+clear=
+if [ -e $venv ] && { [ -e $venv/.installing ] || [ "$($py -c "$version" 2>/dev/null)" != "$wanted" ]; }; then
+    echo "$venv is of an interrupted install or of another Python: made anew"
+    clear=--clear
+fi
+free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
+if [ ! -e $venv/.installed ] && [ "$(uname)" = Linux ] && [ "$free" -lt 8 ]; then
+    fail "no disk space: $free GB are free here, $venv needs about 8 (torch comes with its CUDA libraries)"
+fi
+
+make_venv() {
+    "$python" -m venv "$@" $venv || fail "'$python -m venv' failed; on Debian or Ubuntu: sudo apt install python3-venv"
+    touch $venv/.installing
+}
+
+with_uv() {
+    sed -n '/^uv==/,/^    # via/p' requirements.lock >$venv/uv.lock
+    $py -m pip install -q --require-hashes -r $venv/uv.lock &&
+        $py -m uv pip install --python $py --require-hashes -r requirements.lock &&
+        # opencv-python (facexlib wants it, needs libGL) and opencv-python-headless (pyiqa wants it) share the folder
+        # cv2 and the last one wins: pip always installs the headless one last, uv in any order, so here once more
+        $py -m uv pip install -q --python $py --require-hashes --no-deps \
+            --reinstall-package opencv-python-headless -r requirements.lock
+}
+
+echo "installing requirements.lock into $venv: about 6 GB; 1 to 5 minutes plus the download, only this once"
+make_venv $clear
+if ! with_uv; then
+    echo "uv did not manage; once more with pip, which is slower"
+    make_venv --clear
+    $py -m pip install --progress-bar off --require-hashes -r requirements.lock || fail "the install failed; see above"
+fi
+$py -m pip install -q --no-deps --no-build-isolation -e .
+$py -m pip check
+printf '%s' "$key" >$venv/.installed
+rm $venv/.installing
