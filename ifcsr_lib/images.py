@@ -223,7 +223,7 @@ def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
 
 
 def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
-    """PNG of uint16 (H, W, 3 or 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
+    """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
@@ -232,6 +232,6 @@ def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
     rows = pixels.astype(">u2").view(np.uint8).reshape(h, -1)
     rows = np.diff(rows, axis=0, prepend=np.uint8(0) * rows[:1])  # uint8 wraps, as PNG wants
     rows = np.insert(rows, 0, 2, axis=1)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {3: 2, 4: 6}[channels], 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
     profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
     return b"\x89PNG\r\n\x1a\n" + head + profile + chunk(b"IDAT", zlib.compress(rows, 6)) + chunk(b"IEND", b"")

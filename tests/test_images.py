@@ -1,0 +1,285 @@
+"""Every kind of photo goes in and comes out as it should; bad files and tensors give one clear error."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms, ImageOps
+
+from ifcsr_lib import images
+from ifcsr_lib.images import Photo, check_images, list_images, read_image, to_tensor, to_uint8, upsample, write_image
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+RNG = np.random.default_rng(0)
+A8 = RNG.integers(0, 256, (20, 24, 4), dtype=np.uint8)
+A16 = RNG.integers(0, 65536, (20, 24, 4), dtype=np.uint16)
+SMOOTH = np.stack([np.add.outer(np.arange(20), np.arange(24)) * f for f in (2, 3, 4)], -1).astype(np.uint8)
+
+
+def same(x: torch.Tensor, array: np.ndarray, top: int = 255) -> bool:
+    """x (1, C, H, W) holds exactly the integers of array (H, W) or (H, W, C); a single channel serves all."""
+    array = array[..., None] if array.ndim == 2 else array
+    return np.array_equal(np.round(x[0].permute(1, 2, 0).numpy() * top), np.broadcast_to(array, (20, 24, x.shape[1])))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "a.tiff", "a.bmp", "a.PNG"])
+def test_lossless_8_bit_colour(tmp_path, name):
+    Image.fromarray(A8[..., :3]).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    photo = read_image(tmp_path / name)
+    assert photo.rgb.dtype == torch.float32 and photo.alpha is None and (photo.bits, photo.name) == (8, name)
+    assert same(photo.rgb, A8[..., :3])
+    again = read_image(write_image(photo, tmp_path / f"again{name[1:]}"))
+    assert torch.equal(again.rgb, photo.rgb)
+
+
+def test_jpeg_is_close_in_colour_grey_and_cmyk(tmp_path):
+    """JPEG quality 95 on a smooth ramp: within 6 levels. Pillow's own CMYK conversion is the reference for CMYK."""
+    colour = Image.fromarray(SMOOTH)
+    for image in (colour, colour.convert("L"), colour.convert("CMYK")):
+        image.save(tmp_path / "a.jpg", quality=95, subsampling=0)
+        photo = read_image(tmp_path / "a.jpg")
+        expected = to_tensor(np.asarray(image.convert("RGB")))
+        assert photo.rgb.shape == (1, 3, 20, 24) and (photo.rgb - expected).abs().max() < 6 / 255
+    write_image(to_tensor(SMOOTH), tmp_path / "b.jpeg")
+    assert (read_image(tmp_path / "b.jpeg").rgb - to_tensor(SMOOTH)).abs().max() < 6 / 255
+
+
+def test_grey_bilevel_and_palette(tmp_path):
+    grey = Image.fromarray(A8[..., 0])
+    grey.save(tmp_path / "l.png")
+    grey.convert("1").save(tmp_path / "1.png")
+    palette = Image.fromarray(SMOOTH).quantize(16)
+    palette.save(tmp_path / "p.png")
+    assert same(read_image(tmp_path / "l.png").rgb, A8[..., 0])
+    assert set(read_image(tmp_path / "1.png").rgb.unique().tolist()) == {0.0, 1.0}
+    photo = read_image(tmp_path / "p.png")
+    assert same(photo.rgb, np.asarray(palette.convert("RGB"))) and photo.alpha is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_alpha_is_read_and_kept(tmp_path, suffix):
+    how = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    Image.fromarray(A8).save(tmp_path / f"a.{suffix}", **how)
+    photo = read_image(tmp_path / f"a.{suffix}")
+    assert same(photo.rgb, A8[..., :3]) and same(photo.alpha, A8[..., 3])
+    again = read_image(write_image(photo, tmp_path / f"b.{suffix}"))
+    assert torch.equal(again.rgb, photo.rgb) and torch.equal(again.alpha, photo.alpha)
+
+
+def test_transparency_of_grey_and_palette(tmp_path):
+    Image.fromarray(A8[..., :2], "LA").save(tmp_path / "la.png")
+    photo = read_image(tmp_path / "la.png")
+    assert same(photo.rgb, A8[..., 0]) and same(photo.alpha, A8[..., 1])
+    indexed = Image.fromarray(A8[..., 0] % 4, "P")
+    indexed.putpalette([v for i in range(4) for v in (i, 2 * i, 3 * i)])
+    indexed.save(tmp_path / "p.png", transparency=bytes([0, 100, 200, 255]))
+    photo = read_image(tmp_path / "p.png")
+    assert same(photo.alpha, np.array([0, 100, 200, 255])[A8[..., 0] % 4])
+    assert same(photo.rgb[:, 1:2], 2 * (A8[..., 0] % 4))
+    Image.fromarray(A8[..., 0]).save(tmp_path / "key.png", transparency=int(A8[3, 4, 0]))
+    assert same(read_image(tmp_path / "key.png").alpha, np.where(A8[..., 0] == A8[3, 4, 0], 0, 255))
+
+
+def test_formats_without_alpha_show_it_on_white(tmp_path):
+    photo = Photo(torch.zeros(1, 3, 16, 16), torch.full((1, 1, 16, 16), 0.25))
+    for name, tolerance in (("a.bmp", 0.5), ("a.jpg", 2)):
+        back = read_image(write_image(photo, tmp_path / name))
+        assert back.alpha is None and (back.rgb - 0.75).abs().max() <= tolerance / 255 + 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png(tmp_path, channels):
+    """Values keep all 16 bits: exact, well inside 1/65535."""
+    (tmp_path / "a.png").write_bytes(images._png16(A16[..., :channels], None))
+    photo = read_image(tmp_path / "a.png")
+    assert photo.bits == 16 and same(photo.rgb, A16[..., : 3 if channels > 2 else 1], 65535)
+    assert photo.alpha is None if channels % 2 else same(photo.alpha, A16[..., channels - 1], 65535)
+    for name in ("b.png", "b.tif"):
+        back = read_image(write_image(photo, tmp_path / name))
+        assert back.bits == 16 and torch.equal(back.rgb, photo.rgb)
+        assert (back.alpha is None) == (photo.alpha is None) and (back.alpha is None or torch.equal(back.alpha, photo.alpha))
+    back = read_image(write_image(photo, tmp_path / "b.webp"))
+    assert back.bits == 8 and (back.rgb - photo.rgb).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_our_16_bit_png_is_read_alike_by_an_independent_decoder(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    write_image(to_tensor(A16[..., :3]), tmp_path / "a.png", alpha=to_tensor(A16[..., 3]), bits=16, icc=SRGB)
+    assert np.array_equal(cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)[..., [2, 1, 0, 3]], A16)
+    assert Image.open(tmp_path / "a.png").info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("how", [{}, {"byteorder": ">"}, {"planarconfig": "separate"},
+                                 {"compression": "zlib", "predictor": True}])  # fmt: skip
+def test_16_bit_tiff(tmp_path, how):
+    planes = A16[..., :3].transpose(2, 0, 1) if "planarconfig" in how else A16[..., :3]
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", **how)
+    photo = read_image(tmp_path / "a.tif")
+    assert photo.bits == 16 and same(photo.rgb, A16[..., :3], 65535)
+
+
+def test_16_bit_tiff_kinds(tmp_path):
+    """White-is-zero grey; straight and premultiplied alpha (the latter within half a level of 4096); LZW."""
+    tifffile.imwrite(tmp_path / "w.tif", 65535 - A16[..., 0], photometric="miniswhite")
+    assert same(read_image(tmp_path / "w.tif").rgb, A16[..., 0], 65535)
+    tifffile.imwrite(tmp_path / "s.tif", A16, photometric="rgb", extrasamples=["unassalpha"])
+    assert same(read_image(tmp_path / "s.tif").alpha, A16[..., 3], 65535)
+    alpha = np.full((20, 24, 1), 4096 * 4, np.uint16)
+    rgb = np.round(A16[..., :3] * (alpha / 65535)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "m.tif", np.dstack([rgb, alpha]), photometric="rgb", extrasamples=["assocalpha"])
+    assert (read_image(tmp_path / "m.tif").rgb - to_tensor(A16[..., :3])).abs().max() < 0.5 / 4096
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "z.tif"), A16[..., 2::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    assert same(read_image(tmp_path / "z.tif").rgb, A16[..., :3], 65535)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """8 and 16 bit are turned as Pillow turns."""
+    image = Image.fromarray(A8[..., :3])
+    exif = Image.Exif()
+    exif[274] = orientation
+    expected = to_tensor(np.asarray(ImageOps.exif_transpose(_with(image, exif))))
+    for name in ("a.png", "a.tif", "a.webp"):
+        image.save(tmp_path / name, exif=exif, **({"lossless": True} if name == "a.webp" else {}))
+        assert torch.equal(read_image(tmp_path / name).rgb, expected), name
+    wide = A8[..., :3].astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "w.tif", wide, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    photo = read_image(tmp_path / "w.tif")
+    assert photo.bits == 16 and (photo.rgb - expected).abs().max() < 1e-6
+
+
+def _with(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    image = image.copy()
+    image.getexif().update(exif)
+    return image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+def test_colour_profile_is_kept(tmp_path, name):
+    Image.fromarray(SMOOTH).save(tmp_path / name, icc_profile=SRGB)
+    photo = read_image(tmp_path / name)
+    assert photo.icc == SRGB
+    for bits in (8, 16):
+        assert read_image(write_image(photo.rgb, tmp_path / f"b{name[1:]}", bits=bits, icc=photo.icc)).icc == SRGB
+
+
+def test_grey_profile_is_not_put_on_rgb(tmp_path):
+    Image.fromarray(A8[..., 0]).save(tmp_path / "a.png", icc_profile=SRGB[:16] + b"GRAY" + SRGB[20:])
+    assert read_image(tmp_path / "a.png").icc is None
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("suffix, wide", [("png", 0), ("jpg", 0), ("webp", 0), ("tif", 0), ("bmp", 0),
+                                          ("png", 1), ("tif", 1)])  # fmt: skip
+def test_truncated_and_strange_files_name_themselves(tmp_path, suffix, wide):
+    array = RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16) if wide else A8[..., :3]
+    whole = write_image(to_tensor(array), tmp_path / f"whole.{suffix}", bits=16 if wide else 8).read_bytes()
+    for part in (whole[: int(len(whole) * 0.6)], whole[:30], b"", b"not an image at all"):
+        (tmp_path / f"bad.{suffix}").write_bytes(part)
+        with pytest.raises(ValueError, match=rf"bad\.{suffix} cannot be read as an image \(.+\); allowed"):
+            read_image(tmp_path / f"bad.{suffix}")
+
+
+def test_other_kinds_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "f.tif", np.zeros((20, 24), np.float32))
+    Image.fromarray(SMOOTH).save(tmp_path / "a.gif")
+    for name in ("f.tif", "a.gif"):
+        with pytest.raises(ValueError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="none.png does not exist"):
+        read_image(tmp_path / "none.png")
+
+
+def test_list_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.png").mkdir()
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no images; allowed: \.png"):
+        list_images(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        list_images(tmp_path / "a.jpg")
+
+
+def test_writing_refuses_what_it_cannot_write(tmp_path):
+    x = torch.rand(1, 3, 16, 16)
+    for call, text in (
+        (lambda: write_image(x, tmp_path / "a.gif"), r"suffix '\.gif' is unknown; allowed: \.png"),
+        (lambda: write_image(x + 1, tmp_path / "a.png"), r"spans .*allowed: \[0, 1\]"),
+        (lambda: write_image(torch.rand(2, 3, 16, 16), tmp_path / "a.png"), "one .1, 3, H, W. image"),
+        (lambda: write_image(x, tmp_path / "a.png", bits=12), "8 or 16 bits"),
+        (lambda: write_image(x, tmp_path / "a.png", alpha=torch.rand(1, 1, 4, 4)), "alpha"),
+        (lambda: write_image(torch.rand(1, 3, 1, 16400), tmp_path / "a.webp"), r"cannot be written as WEBP .*try \.png"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, bits):
+    x = torch.rand(1, 3, 16, 16)
+    old = write_image(x, tmp_path / "a.png").read_bytes()
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match=r"no disk space: .*a\.png"):
+        write_image(1 - x, tmp_path / "a.png", bits=bits)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
+
+
+def test_check_images_says_what_came():
+    ok = torch.rand(2, 3, 16, 17)
+    check_images(ok)
+    check_images(ok.clamp(0, 1) + 9e-7 * (ok > 2))
+    check_images(torch.rand(1, 3, 4, 4), min_side=4)
+    nan = ok.clone()
+    nan[0, 0, 0, :2] = float("nan")
+    for x, kind, text in (
+        (ok.numpy(), TypeError, "ndarray"), (ok.double(), TypeError, "float64"), (to_uint8(ok), TypeError, "ndarray"),
+        ((ok * 255).byte(), TypeError, "uint8"), (ok[0], ValueError, r"\(3, 16, 17\).*image\[None\]"),
+        (ok[:, :1], ValueError, r"\(2, 1, 16, 17\)"), (ok[:0], ValueError, r"\(0, 3"),
+        (ok[..., :15], ValueError, "15x16 pixels; allowed: 16 or more"), (nan, ValueError, "2 NaN"),
+        (ok * 255, ValueError, r"allowed: \[0, 1\]"), (ok - 0.5, ValueError, r"spans \[-0"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=f"lr.*{text}"):
+            check_images(x, "lr")
+
+
+def test_tensor_and_array_conversions():
+    levels = torch.arange(256).view(1, 1, 16, 16).expand(1, 3, 16, 16).float() / 255
+    assert np.array_equal(to_uint8(levels)[0, ..., 0].ravel(), np.arange(256))
+    assert to_uint8(torch.tensor([-0.2, 0.4999 / 255, 0.51 / 255, 1.3]).view(1, 1, 1, 4)).ravel().tolist() == [0, 0, 1, 255]
+    assert torch.equal(to_tensor(to_uint8(levels)), levels)
+    assert to_tensor(A8[..., 0]).shape == (1, 1, 20, 24) and to_tensor(A8).shape == (1, 4, 20, 24)
+    assert torch.equal(to_tensor(A16).mul(65535).round()[0, 2], torch.from_numpy(A16[..., 2].astype(np.float32)))
+    assert to_tensor(np.full((2, 8, 8, 3), 0.5)).dtype == torch.float32
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.full((1, 3, 2, 2), float("nan")))
+    with pytest.raises(TypeError, match="int64"):
+        to_tensor(np.zeros((4, 4), np.int64))
+    with pytest.raises(ValueError, match=r"\(4,\)"):
+        to_tensor(np.zeros(4))
+
+
+def test_upsample_is_x4_bicubic_and_in_range():
+    """Keys' kernel with a = -0.75 written out (1e-6); constants stay; overshoot at an edge is clamped."""
+
+    def kernel(t, a=-0.75):
+        t = np.abs(t)
+        near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+        return np.where(t < 1, near, np.where(t < 2, far, 0))
+
+    x = 0.3 + 0.4 * torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+    row, column = 26, 33  # an output pixel away from the borders; its place in the input is (r + 0.5) / 4 - 0.5
+    wy, wx = kernel((row + 0.5) / 4 - 0.5 - np.arange(16)), kernel((column + 0.5) / 4 - 0.5 - np.arange(18))
+    assert np.allclose(upsample(x)[0, :, row, column], wy @ x[0].numpy() @ wx, atol=1e-6)
+    assert torch.allclose(upsample(torch.full((1, 3, 16, 18), 0.3)), torch.tensor(0.3), atol=1e-6)
+    edge = upsample((torch.arange(16) > 7).float().expand(1, 3, 16, 16))
+    assert edge.shape == (1, 3, 64, 64) and edge.min() == 0 and edge.max() == 1
