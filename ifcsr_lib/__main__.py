@@ -1,0 +1,222 @@
+"""The command line: python -m ifcsr_lib upscale | evaluate | reproduce. Heavy imports wait until a command needs them.
+
+Exit codes: 0 done; 1 some images failed (each reported, the others written); 2 wrong usage or an error that stopped all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from . import __version__
+from .config import PROFILES, Config, resolve
+
+SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command (argv without the program name; None takes sys.argv) and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("stopped: what was written so far is whole", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("IFCSR_DEBUG") == "1":
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+    return " ".join(text.split())[:600] or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ifcsr_lib", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) to realism "
+                    "(gamma 1).", epilog="Each command has its own --help. IFCSR_DEBUG=1 shows tracebacks.")  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"ifcsr_lib {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run, text: str, story: str, example: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(run.__name__.strip("_"), help=text, description=f"{text}\n\n{story}",
+                                epilog=f"example:\n  {example}",
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        p.set_defaults(run=run)
+        return p
+
+    p = command(_upscale, "Upscale a photo, or every photo of a folder, four times.", _UPSCALE,
+                "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5")  # fmt: skip
+    p.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder (its subfolders are left out)")
+    p.add_argument("target", metavar="OUT", type=Path, help="a folder; for one photo also a file name such as out.png")
+    p.add_argument("--gamma", type=_gamma, default=0.5, help="0 = fidelity ... 1 = realism (default 0.5)")
+    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
+    p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
+
+    p = command(_evaluate, "Score images, one row each, and print the means.", _EVALUATE,
+                "python -m ifcsr_lib evaluate holiday_x4/ originals/ --metrics psnr ssim --out scores.csv")  # fmt: skip
+    p.add_argument("sr", metavar="SR", type=Path, help="the folder of images to score")
+    p.add_argument("hr", metavar="HR", type=Path, nargs="?", help="the folder of references with the same file names")
+    p.add_argument("--metrics", nargs="+", metavar="NAME", help="such as psnr ssim lpips niqe (default: all)")
+    p.add_argument("--out", type=Path, metavar="CSV", help="also write the table there (an older one is replaced)")
+
+    p = command(_reproduce, "Run the notebooks in order and write results/<profile>/.", _REPRODUCE,
+                "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03")  # fmt: skip
+    p.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
+    p.add_argument("--seed", type=int, default=0, help="root of every random choice (default 0)")
+    p.add_argument("--set", nargs="+", type=_setting, metavar="NAME=VALUE", default=[], action="extend",
+                   help="override config fields, such as k=3.0 preset=light")  # fmt: skip
+    p.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run, such as 02 03")
+    return parser
+
+
+_UPSCALE = """\
+Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says.
+Writes RGB of four times the width and height. Alpha (bicubic) and 16 bit are kept where the
+format has them, the colour profile too; JPEG and BMP show transparent photos on white. A file
+that cannot be read is reported and skipped, and the exit code is then 1. Needs no network with
+the pocket model; the same input always gives the same output."""
+_EVALUATE = """\
+Protocol of the paper's peers: 8-bit RGB, no border cropped, PSNR and SSIM on luma. Files are
+matched by name without suffix. A metric whose weights are missing reads "not run: needs ...".
+Without HR only metrics that need no reference are computed."""
+_REPRODUCE = """\
+Notebooks 00 to 06 run one after another with a progress line each; executed copies, tables and
+figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
+paper needs a GPU for days."""
+
+
+def _gamma(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:  # NaN fails too
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
+    return value
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """"k=3.0" -> ("k", 3.0), by the type of the Config field; `resolve` then judges name and value."""
+    name, equals, value = text.partition("=")
+    kind = {f.name: f.type for f in dataclasses.fields(Config)}.get(name, "str")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}; write NAME=VALUE without spaces, such as k=3.0")
+    if kind.startswith("str"):
+        return name, None if (kind, value) == ("str | None", "None") else value
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(f"{text!r}: {name} is a number ({kind}), such as {name}=3") from None
+
+
+def plan(source: Path, target: Path, kind: str | None = None, overwrite: bool = False) -> dict[Path, Path]:
+    """{photo: file to write} for IN and OUT of `upscale`; every reason to refuse is found before a model loads.
+
+    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two photos with one
+    output name, a file that exists (without overwrite) or that is itself an input.
+    """
+    from .images import FORMATS, list_images
+
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
+    single, suffix = not source.is_dir(), "" if target.is_dir() else target.suffix.lower()
+    if not single and (target.is_file() or suffix in FORMATS):
+        raise ValueError(f"{source} is a folder and {target} a file; pass a folder for OUT")
+    if single and suffix and suffix not in FORMATS:
+        raise ValueError(f"{target}: suffix {suffix!r} is unknown; allowed: {' '.join(FORMATS)}, or a folder")
+    if single and suffix:
+        if kind and FORMATS[suffix] != FORMATS[f".{kind}"]:
+            raise ValueError(f"--format {kind} contradicts OUT {target}; leave one of them out")
+        jobs = {source: target}
+    else:
+        photos = [source] if single else list_images(source)
+        jobs = {p: target / f"{p.stem}.{kind or 'png'}" for p in photos}
+    taken = {}
+    for photo, out in jobs.items():
+        if (other := taken.setdefault(os.path.normcase(out), photo)) != photo:
+            raise ValueError(f"{other.name} and {photo.name} would both become {out}; rename one, or run them apart")
+    inputs = {p.resolve() for p in jobs}
+    if same := [p for p in jobs.values() if p.resolve() in inputs]:
+        raise ValueError(f"{same[0]} is an input and would be replaced; choose another folder for OUT")
+    if (old := [p for p in jobs.values() if p.exists()]) and not overwrite:
+        raise ValueError(f"{len(old)} of {len(jobs)} outputs exist, {old[0]} first; pass --overwrite or another OUT")
+    return jobs
+
+
+def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
+    """Upscale each photo of jobs = {photo: file to write} at gamma and return how many failed, each told on stderr.
+
+    model: anything whose `endpoints(lq)` gives Endpoints. OSError (disk full, no permission) stops the run.
+    """
+    from tqdm import tqdm
+
+    from .images import check_images, read_image, upsample, write_image
+
+    failed = 0
+    for source, target in tqdm(jobs.items(), unit="photo", disable=None):  # no bar when stderr is not a terminal
+        try:
+            photo = read_image(source)
+            check_images(photo.rgb, str(source))
+            rgb = model.endpoints(photo.rgb).blend(gamma)
+            alpha = None if photo.alpha is None else upsample(photo.alpha)
+            write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
+        except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
+            failed += 1
+            text = _line(error)
+            tqdm.write(f"skipped {'' if str(source) in text else f'{source}: '}{text}", file=sys.stderr)
+    return failed
+
+
+def _upscale(args: argparse.Namespace) -> int:
+    jobs = plan(args.source, args.target, args.format, args.overwrite)
+    folder = next(iter(jobs.values())).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable; choose another OUT")
+    from .models import load
+
+    failed = upscale_folder(load(args.model), jobs, args.gamma)
+    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
+    return 1 if failed else 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    if args.out and args.out.suffix != ".csv":
+        raise ValueError(f"--out {args.out}; allowed: a name that ends in .csv")
+    from .evaluate import score, summary
+
+    table = score(args.sr, args.hr, args.metrics)
+    means = summary(table)
+    print(table.to_string(float_format="{:.4f}".format), f"\nmean of {len(table)} images")
+    for name, value in means.items():
+        better = "lower" if table.attrs["lower_better"][name] else "higher"
+        print(f"  {name:12s} {value if isinstance(value, str) else f'{value:.4f}':>10}  ({better} is better)")
+    if args.out:
+        from .results import atomic
+
+        with atomic(args.out) as temporary:
+            table.to_csv(temporary, float_format="%.6f", lineterminator="\n")
+        print(f"written: {args.out}")
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    cfg = resolve(args.profile, args.seed, dict(args.set))
+    from .reproduce import reproduce
+
+    reproduce(profile=cfg.profile, seed=args.seed, overrides=dict(args.set), only=args.only)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

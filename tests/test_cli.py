@@ -1,0 +1,205 @@
+"""The command line: whole folders through a real (tiny, random) model, exit codes, refusals, and nothing half-written."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from ifcsr_lib import __version__
+from ifcsr_lib.__main__ import _setting, main, plan, upscale_folder
+from ifcsr_lib.config import ROOT
+from ifcsr_lib.control import Endpoints
+from ifcsr_lib.images import read_image, to_tensor, upsample, write_image
+
+
+class Bicubic:
+    """A model without a network: bicubic as the fidelity end, its half as the realism end."""
+
+    def endpoints(self, lq):
+        return Endpoints(upsample(lq), upsample(lq) / 2)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """a.png (RGBA), b.tif (16 bit), c.jpg (grey) and d.png (damaged), 16x20 pixels."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (16, 20, 4), dtype=np.uint8)).save(folder / "a.png")
+    tifffile.imwrite(folder / "b.tif", rng.integers(0, 65536, (16, 20, 3), dtype=np.uint16), photometric="rgb")
+    Image.fromarray(rng.integers(0, 256, (16, 20), dtype=np.uint8)).save(folder / "c.jpg")
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:400])
+    return folder
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def usage(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in argv])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def error(argv, capsys):
+    """The one line that the command prints with exit code 2."""
+    assert main([str(a) for a in argv]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and "Traceback" not in text
+    return text
+
+
+def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
+    """One broken file is told and skipped (exit 1); the others are written whole, at x4, with alpha and bit depth."""
+    out = tmp_path / "out"
+    assert main(["upscale", str(photos), str(out), "--gamma", "0.25", "--model", str(tiny_backbone)]) == 1
+    said = capsys.readouterr()
+    assert "d.png cannot be read" in said.err and "Traceback" not in said.err and "3 of 4 photos" in said.out
+    assert names(out) == ["a.png", "b.png", "c.png"]
+    a, b, c = (read_image(out / n) for n in names(out))
+    assert a.rgb.shape == b.rgb.shape == c.rgb.shape == (1, 3, 64, 80)
+    assert (a.bits, b.bits, c.bits) == (8, 16, 8) and b.alpha is None and c.alpha is None
+    assert (a.alpha - upsample(read_image(photos / "a.png").alpha)).abs().max() <= 0.5 / 255 + 1e-6
+    assert "3 of 4 outputs exist" in error(["upscale", photos, out, "--model", "none-such"], capsys)
+
+
+def test_gamma_blends_the_ends(photos, tmp_path):
+    """Pixels are (1 - gamma) x_fid + gamma x_real, to 16-bit rounding."""
+    assert upscale_folder(Bicubic(), {photos / "b.tif": tmp_path / "b.tif"}, 0.25) == 0
+    expected = upsample(read_image(photos / "b.tif").rgb) * (0.75 + 0.125)
+    assert (read_image(tmp_path / "b.tif").rgb - expected).abs().max() <= 0.5 / 65535 + 1e-6
+
+
+def test_tiny_image_is_skipped_by_name(tmp_path, capsys):
+    write_image(torch.rand(1, 3, 15, 40), tmp_path / "small.png")
+    assert upscale_folder(Bicubic(), {tmp_path / "small.png": tmp_path / "out.png"}, 0.5) == 1
+    said = capsys.readouterr().err
+    assert "small.png is 40x15 pixels; allowed: 16 or more" in said and not (tmp_path / "out.png").exists()
+
+
+def test_full_disk_stops_with_one_error_and_no_remains(photos, tmp_path, monkeypatch):
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no disk space"):
+        upscale_folder(Bicubic(), {photos / n: tmp_path / "out" / f"{n}.png" for n in ("a.png", "c.jpg")}, 0.5)
+    assert names(tmp_path / "out") == []
+
+
+def test_plan_names_the_outputs(photos, tmp_path):
+    for p in ("d.png", "b.tif"):
+        (photos / p).unlink()
+    out = tmp_path / "new"
+    assert [p.name for p in plan(photos, out).values()] == ["a.png", "c.png"]
+    assert [p.name for p in plan(photos, out, "webp").values()] == ["a.webp", "c.webp"]
+    assert plan(photos / "c.jpg", out) == {photos / "c.jpg": out / "c.png"}
+    assert plan(photos / "c.jpg", tmp_path / "x.bmp") == {photos / "c.jpg": tmp_path / "x.bmp"}
+    assert plan(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {photos / "c.jpg": tmp_path / "x.jpeg"}
+    assert plan(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
+    assert not out.exists()
+
+
+def test_plan_refuses_before_a_model_loads(photos, tmp_path, capsys):
+    """The model does not exist: had it been asked for, its error would show."""
+    (tmp_path / "empty").mkdir()
+    (photos / "d.png").unlink()
+    new = tmp_path / "new"
+
+    def refuse(*argv):
+        return error(["upscale", *argv, "--model", tmp_path / "no-model"], capsys)
+
+    assert "does not exist; pass an image" in refuse(tmp_path / "nowhere", new)
+    assert "has no images" in refuse(tmp_path / "empty", new)
+    assert "is a folder and" in refuse(photos, tmp_path / "x.png")
+    assert "suffix '.gif' is unknown" in refuse(photos / "c.jpg", tmp_path / "x.gif")
+    assert "contradicts" in refuse(photos / "c.jpg", tmp_path / "x.png", "--format", "jpg")
+    assert "would be replaced" in refuse(photos, photos, "--overwrite")
+    assert "would be replaced" in refuse(photos / "a.png", photos / "a.png", "--overwrite")
+    (photos / "a.webp").write_bytes(b"")
+    assert "a.png and a.webp would both become" in refuse(photos, new)
+    assert not new.exists()
+    assert "no-model" in refuse(photos / "c.jpg", new)
+
+
+@pytest.mark.parametrize("gamma", ["1.5", "-0.1", "nan", "inf", "half", ""])
+def test_gamma_is_checked_first(gamma, capsys):
+    text = usage(["upscale", "nowhere", "out", f"--gamma={gamma}"], capsys)
+    assert f"{gamma!r}; allowed: a number from 0 (fidelity) to 1 (realism)" in text
+
+
+def test_unwritable_folder(photos, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in error(["upscale", photos / "a.png", tmp_path / "file" / "x.png"], capsys)
+    if getattr(os, "geteuid", int)():  # root may write anywhere
+        (tmp_path / "closed").mkdir(mode=0o555)
+        assert "not writable" in error(["upscale", photos / "a.png", tmp_path / "closed"], capsys)
+
+
+def test_evaluate_prints_and_writes_the_table(tmp_path, capsys):
+    """PSNR of a known constant error: grey +10 levels is 10/255 * 219/255 in studio-range luma, 29.45 dB (to 1e-3)."""
+    for folder, level in (("sr", 110), ("hr", 100)):
+        (tmp_path / folder).mkdir()
+        for name in ("one", "two"):
+            grey = to_tensor(np.full((32, 40, 3), level, np.uint8))
+            write_image(grey, tmp_path / folder / f"{name}.{'png' if folder == 'sr' else 'bmp'}")
+    table = tmp_path / "t.csv"
+    argv = ["evaluate", tmp_path / "sr", tmp_path / "hr", "--metrics", "psnr"]
+    assert main([str(a) for a in [*argv, "--out", table]]) == 0
+    df = pd.read_csv(table, index_col="image")
+    assert list(df.index) == ["one", "two"]
+    assert np.allclose(df["psnr"], -20 * np.log10(10 / 255 * 219 / 255), atol=1e-3)
+    said = capsys.readouterr().out
+    assert "mean of 2 images" in said and "higher is better" in said
+    (tmp_path / "hr" / "two.bmp").unlink()
+    assert "no reference for 1 of 2 images" in error(argv, capsys)
+    assert "unknown" in error([*argv[:-1], "pnsr"], capsys)
+    assert ".csv" in error([*argv, "--out", tmp_path / "t.png"], capsys)
+
+
+def test_settings_follow_the_config_types():
+    assert _setting("k=3") == ("k", 3) and _setting("lr=1e-4") == ("lr", 1e-4)
+    assert _setting("preset=light") == ("preset", "light") and _setting("revision=None") == ("revision", None)
+    assert _setting("backbone=a=b") == ("backbone", "a=b")
+
+
+def test_reproduce_refuses_before_it_runs(capsys):
+    assert "'k=x': k is a number (float)" in usage(["reproduce", "--set", "k=x"], capsys)
+    assert "write NAME=VALUE" in usage(["reproduce", "--set", "k"], capsys)
+    assert "did you mean 'patch'" in error(["reproduce", "--set", "pach=64"], capsys)
+    assert "did you mean 'pocket'" in error(["reproduce", "--profile", "poket"], capsys)
+    assert "seed" in error(["reproduce", "--seed", "-1"], capsys)
+    assert "pass float" in error(["reproduce", "--set", "k='3'"], capsys)
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setenv("IFCSR_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["upscale", str(tmp_path / "nowhere"), str(tmp_path)])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
+                                  ["--version"], ["upscale", "a", "b", "--gamma", "2"]])  # fmt: skip
+def test_help_is_light(argv):
+    """No torch, numpy or pandas: help must come at once."""
+    code = ("import runpy, sys\nsys.argv[1:] = " + repr(argv) + "\ntry:\n    runpy.run_module('ifcsr_lib', "
+            "run_name='__main__')\nfinally:\n    heavy = {'torch', 'numpy', 'pandas', 'PIL'} & set(sys.modules)\n"
+            "    print('HEAVY', sorted(heavy))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert "HEAVY []" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == (2 if argv[-1] == "2" else 0)
+    if argv[-1] == "--help":
+        assert done.stdout.startswith("usage: python -m ifcsr_lib") and (len(argv) == 1 or "example:" in done.stdout)
+    if argv == ["--version"]:
+        assert __version__ in done.stdout
