@@ -1,6 +1,6 @@
 """The command line: python -m ifcsr_lib upscale | evaluate | reproduce. Heavy imports wait until a command needs them.
 
-Exit codes: 0 done; 1 some images failed (each reported, the others written); 2 wrong usage or an error that stopped all.
+Exit codes: 0 done; 1 some images failed (each told, the others written); 2 wrong usage or an error that stopped all.
 """
 
 from __future__ import annotations

@@ -190,8 +190,9 @@ def write_image(photo: Photo | torch.Tensor, path: str | Path, alpha: torch.Tens
         raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
     check_images(x, path.name, 1)
     if len(x) != 1 or photo.bits not in (8, 16) or (alpha is not None and alpha.shape != (1, 1, *x.shape[2:])):
-        raise ValueError(f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
-                         f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits")  # fmt: skip
+        raise ValueError(f"{path}: rgb {tuple(x.shape)}, alpha "
+                         f"{None if alpha is None else tuple(alpha.shape)}, bits {photo.bits}; "
+                         "allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits")  # fmt: skip
     if alpha is not None:
         # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it on white
         x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
