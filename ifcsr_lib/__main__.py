@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ifcsr_lib", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) to "
-                    "realism (gamma 1).", epilog="Each command has its own --help. IFCSR_DEBUG=1 shows tracebacks.")  # fmt: skip
+                    "realism (gamma 1).",
+        epilog="Each command has its own --help. IFCSR_DEBUG=1 shows tracebacks.")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"ifcsr_lib {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
