@@ -46,10 +46,14 @@ class Config:
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
     checkpoint_every: int = 500
     # evaluation
+    heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
     # ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
-    seeds_ablation: int = 1
+    # the pocket backbone (notebook 90)
+    steps_features: int = 900
+    steps_autoencoder: int = 2600
+    steps_prior: int = 1500
 
     @property
     def hash(self) -> str:
@@ -81,6 +85,7 @@ _POCKET = dict(
     steps_realism=240,
     precision="no",
     checkpoint_every=60,
+    heldout=384,
     colour_fix="none",
     steps_ablation=60,
 )
@@ -89,7 +94,7 @@ PROFILES: dict[str, dict] = {
     "paper": {},
     "pocket": _POCKET,
     "smoke": {**_POCKET, "patch": 64, "batch": 2, "steps_fidelity": 4, "steps_realism": 4, "checkpoint_every": 2,
-              "steps_ablation": 2},
+              "steps_ablation": 2, "heldout": 192, "steps_features": 2, "steps_autoencoder": 2, "steps_prior": 2},
 }  # fmt: skip
 
 _CHOICES = {

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .config import ROOT, Config
-from .images import list_images, read_image, upsample
-from .results import sha256
+from .images import list_images, read_image, upsample, write_image
+from .results import sha256, write_sidecar
 
+HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their draws
 MANIFEST = ROOT / "data" / "pocket" / "photos.csv"
 
 
@@ -78,6 +79,26 @@ def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     if odd := sorted(set(sides[0]) ^ set(sides[1])):
         raise ValueError(f"{folder}: {len(odd)} files have no partner in LR/HR, first {odd[:3]}; names must match")
     return [(name, sides[0][name], sides[1][name]) for name in sorted(sides[0])]
+
+
+def write_pairs(cfg: Config) -> Path:
+    """Degrade the held-out photographs once: results/<profile>/pairs/{LR,HR}/<name>.png, with provenance.
+
+    HR is the centre of the photograph, sides of at most cfg.heldout; LR is its x4 degradation (cfg.preset, cfg.seed).
+    """
+    from .degradation import degrade
+
+    folder = cfg.results / "pairs"
+    files = photos("heldout")
+    for i, photo in enumerate(files):
+        x = load_photo(photo)
+        h, w = (min(s, cfg.heldout) for s in x.shape[-2:])
+        top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
+        x_H = x[..., top : top + h, left : left + w]
+        write_image(x_H, folder / "HR" / f"{photo.name}.png")
+        write_image(degrade(x_H, cfg.seed, cfg.preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{photo.name}.png")
+    write_sidecar(folder, cfg, inputs=[p.path for p in files])
+    return folder
 
 
 def looks_photographic(image: np.ndarray) -> bool:

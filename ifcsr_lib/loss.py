@@ -100,10 +100,13 @@ class VGG16Features(nn.Module):
 
     def __init__(self, pretrained: bool = True):
         super().__init__()
-        from torchvision.models import VGG16_Weights, vgg16
+        from torchvision.models import VGG16_Weights, vgg, vgg16
 
         try:
-            layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1 if pretrained else None).features
+            if pretrained:
+                layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
+            else:
+                layers = vgg.make_layers(vgg.cfgs["D"])
         except OSError as e:  # URLError is one
             raise OSError(
                 f"VGG16 weights cannot be fetched ({e}). Go online once, put {VGG16_Weights.IMAGENET1K_V1.url} into "

@@ -8,6 +8,7 @@ bit for bit where an uninterrupted one ends, and the number of processes or work
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from .config import Config
 from .control import blend
 from .data import low_quality, normal, uniform
 from .loss import FeatureDistance, depth_weights, specialised_loss
-from .models import IFCSR
-from .results import atomic
+from .models import IFCSR, new
+from .results import atomic, sha256
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
@@ -147,6 +148,29 @@ def _resume(last: Path, objective, named, optimiser, cfg: Config, steps: int) ->
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     return state["step"], state["history"]
+
+
+def run_folder(model: IFCSR, name: str) -> Path:
+    """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
+    continues its own checkpoint and never another's."""
+    here = Path(__file__).parent
+    code = [sha256(here / f"{m}.py") for m in ("data", "degradation", "loss", "models", "trainer")]
+    text = " ".join([model.cfg.hash, model.source["hash"], *code])
+    return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def fit(cfg: Config, recipe: str, samples, distance: FeatureDistance, steps: int, on_step=None) -> IFCSR:
+    """Train a new model by a recipe of the ablation, with 2 x `steps` optimiser steps whichever it is.
+
+    recipe: "joint" (single stage, baseline loss) or "two stages" (E2 then E3 with cfg.k; k = 1 is the baseline loss).
+    """
+    stages = {"joint": [(Joint, 2 * steps)], "two stages": [(Stage1, steps), (Stage2, steps)]}
+    if recipe not in stages:
+        raise ValueError(f"recipe={recipe!r}; allowed: {', '.join(map(repr, stages))}")
+    model = new(cfg)
+    for stage, count in stages[recipe]:
+        train(stage(model, distance), samples, cfg, run_folder(model, f"ablation-{stage.name}"), count, on_step)
+    return model
 
 
 class _Stage:

@@ -1,0 +1,323 @@
+"""Metrics of the paper through pyiqa, the gamma tables, and the closed form of PSNR along gamma.
+
+Protocol (it reproduces the peers' published scores): 8-bit RGB, no border cropped; PSNR and SSIM on the studio-range luma
+Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, R G B in [0, 1]; LPIPS is the AlexNet one.
+
+Weights are looked for in $IFCSR_DATA/weights, the torch hub and the Hugging Face cache before any image is scored. A
+metric that lacks some reads "not run: needs <file>". Nothing is fetched unless IFCSR_DOWNLOAD=1 (HF_HUB_OFFLINE=1 wins
+over it), so that no table depends on a network. pyiqa is PolyForm Noncommercial: it is used here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .config import ROOT, _hint
+from .images import check_images, list_images, read_image, write_image
+from .results import atomic
+
+GAMMAS = tuple(i / 10 for i in range(11))
+LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B)
+EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
+
+
+@dataclass(frozen=True)
+class Metric:
+    """label for tables; name and options in pyiqa; lower_better; reference: needs hr; weights: files under the torch hub
+    folder, under the repository or hf:repo/file; smallest: least side in pixels."""
+
+    label: str
+    name: str
+    lower_better: bool
+    reference: bool = False
+    options: dict = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    smallest: int = 16
+
+
+_Y = {"test_y_channel": True, "color_space": "ycbcr"}
+_VIT = "hf:timm/vit_base_patch8_224.augreg2_in21k_ft_in1k/model.safetensors"
+METRICS: dict[str, Metric] = {
+    "psnr": Metric("PSNR (dB)", "psnr", False, True, _Y),
+    "ssim": Metric("SSIM", "ssim", False, True, _Y),
+    "lpips": Metric("LPIPS", "lpips", True, True, {},
+                    ("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"), 64),
+    "dists": Metric("DISTS", "dists", True, True, {},
+                    ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth")),
+    "niqe": Metric("NIQE", "niqe", True, False, {}, ("pyiqa/niqe_modelparameters.mat",), 192),
+    "musiq": Metric("MUSIQ", "musiq", False, False, {}, ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+    # DECISION D22: the paper says MANIQA; the peers' column is pyiqa's PIPAL model, not pyiqa's default KonIQ one
+    "maniqa": Metric("MANIQA", "maniqa-pipal", False, False, {}, ("pyiqa/MANIQA_PIPAL-ae6d356b.pth", _VIT)),
+    "clipiqa": Metric("CLIPIQA", "clipiqa", False, False, {}, ("clip/RN50.pt",)),
+    "fid": Metric("FID", "fid", True, True, {}, ("pyiqa/pt_inception-2015-12-05-6726825d.pth",)),
+    # DECISION D23: NIQE's parameters may not ship, so offline a pristine model of ours stands in, never called NIQE
+    "niqe-pocket": Metric("niqe-pocket", "niqe", True, False, {}, ("data/pocket/niqe_pocket.mat",), 192),
+}  # fmt: skip
+
+
+def _find(file: str) -> Path | None:
+    if file.startswith("hf:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(*file[3:].rsplit("/", 1))
+        return Path(found) if isinstance(found, str) else None
+    own = [Path(os.environ["IFCSR_DATA"], "weights", Path(file).name)] if os.environ.get("IFCSR_DATA") else []
+    return next((p for p in (*own, Path(torch.hub.get_dir(), file), ROOT / file) if p.is_file()), None)
+
+
+def missing(metric: str) -> list[str]:
+    """Names of the weight files that the metric needs and this machine lacks; [] when it can run. No network."""
+    _names([metric], hr=True)
+    return [Path(f).name for f in METRICS[metric].weights if _find(f) is None]
+
+
+def _names(metrics, hr) -> list[str]:
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics came as the text {metrics!r}; pass a list such as [{metrics!r}]")
+    names = [m for m in METRICS if hr is not None or not METRICS[m].reference] if metrics is None else list(metrics)
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r} is unknown{_hint(name, METRICS)}; allowed: {', '.join(METRICS)}")
+        if METRICS[name].reference and hr is None:
+            raise ValueError(f"metric {name!r} compares with a reference; pass hr, or leave it out of metrics")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"metrics={names}; pass one name or more, each once, of {', '.join(METRICS)}")
+    return names
+
+
+def _create(name: str, device):
+    """The pyiqa metric, or the text "not run: ..."."""
+    lacks, metric = missing(name), METRICS[name]
+    if lacks and (os.environ.get("IFCSR_DOWNLOAD") != "1" or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        return f"not run: needs {', '.join(lacks)}"
+    timeout = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(15)  # torch.hub's download has none of its own and would hang
+        path = _find(metric.weights[0]) if metric.name == "niqe" else None
+        return _metric(name, str(device or ("cuda" if torch.cuda.is_available() else "cpu")), path)
+    except Exception as error:  # noqa: BLE001  a failed download, a damaged file, a missing package
+        return f"not run: needs {', '.join(lacks) or metric.name} ({_short(error)})"
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+@functools.lru_cache(maxsize=16)
+def _metric(name: str, device: str, path: Path | None):
+    import pyiqa
+
+    for file in METRICS[name].weights if path is None else ():  # pyiqa looks into the torch hub only
+        found, place = _find(file), Path(torch.hub.get_dir(), file)
+        if found and not file.startswith("hf:") and not place.is_file():
+            with atomic(place) as tmp:
+                shutil.copyfile(found, tmp)
+    model = {"pretrained_model_path": str(path)} if path else {}
+    return pyiqa.create_metric(METRICS[name].name, device=torch.device(device), **METRICS[name].options, **model)
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]
+
+
+def _items(x, what: str) -> list:
+    """A batch, a list or a folder as a list of single images or paths, not yet read."""
+    if isinstance(x, (str, Path)):
+        return list_images(x)
+    if isinstance(x, Tensor):
+        check_images(x, what)
+        return list(x.split(1))
+    if not isinstance(x, Iterable):
+        raise TypeError(f"{what} came as {type(x).__name__}; pass (N, 3, H, W), a list of images or paths, or a folder")
+    return list(x)
+
+
+def _load(item, what: str) -> Tensor:
+    x = read_image(item).rgb if isinstance(item, (str, Path)) else item
+    x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
+    check_images(x, what)
+    if len(x) != 1:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}; pass single images (3, H, W) or (1, 3, H, W) in a list")
+    return x
+
+
+def _check_pairs(xs: list, ys: list | None, names: list) -> None:
+    """Every error about the images, before long work."""
+    if not xs or len(names) != len(xs) or (ys is not None and len(ys) != len(xs)):
+        raise ValueError(f"{len(xs)} images came with {len(names)} names and {'no' if ys is None else len(ys)} "
+                         "references (hr); pass at least one image and as many of each")  # fmt: skip
+    for x, y, name in zip(xs, ys or [None] * len(xs), names, strict=True):
+        x, y = _load(x, f"image {name}").shape, None if y is None else _load(y, f"hr of image {name}").shape
+        if y is not None and x != y:
+            raise ValueError(f"image {name} is {tuple(x)} and its hr {tuple(y)}; allowed: the same size")
+
+
+def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
+    """Score images: a row an image (index "image"), a column a metric; df.attrs["lower_better"] is {metric: bool}.
+
+    sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, which are read one at
+        a time; or a folder. Two folders are matched by file name without suffix; hr may hold more.
+    metrics: names of METRICS; None takes all, or without hr all that need none.
+    names: one an image; by default a path's stem, else 0 .. N-1. device: CUDA if there is one.
+    FID is one number of the whole set, repeated in each row. Where a metric could not run stands "not run: <reason>".
+    Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
+    """
+    metrics, xs, ys = _names(metrics, hr), _items(sr, "sr"), None if hr is None else _items(hr, "hr")
+    if isinstance(sr, (str, Path)) and isinstance(hr, (str, Path)):
+        stems = {p.stem: p for p in ys}
+        if lacking := [p.name for p in xs if p.stem not in stems]:
+            raise ValueError(f"{hr} has no reference for {len(lacking)} of {len(xs)} images of {sr}: {lacking[:3]}")
+        ys = [stems[p.stem] for p in xs]
+    names = list(names or [i if isinstance(x, Tensor) else Path(x).stem for i, x in enumerate(xs)])
+    _check_pairs(xs, ys, names)
+    return _score(xs, ys, metrics, names, device)
+
+
+def _score(xs: Iterable, ys: list | None, metrics: list[str], names: list, device) -> pd.DataFrame:
+    makers, rows = {m: _create(m, device) for m in metrics}, []
+    with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder, torch.no_grad():
+        for i, (x, y) in enumerate(zip(xs, ys or [None] * len(names), strict=True)):
+            # DECISION D18: metrics see 8-bit images, rounded (the peers truncate, which darkens by half a level)
+            x, y = (None if v is None else (_load(v, "image").clamp(0, 1) * 255).round() / 255 for v in (x, y))
+            rows.append([_one(METRICS[m], makers[m], x, y) for m in metrics])
+            if not isinstance(makers.get("fid", ""), str):
+                for side, image in (("sr", x), ("hr", y)):
+                    write_image(image, Path(folder, side, f"{i:06d}.png"))
+        df = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=metrics)
+        if "fid" in metrics and not isinstance(makers["fid"], str):
+            df["fid"] = _fid(makers["fid"], Path(folder), len(df))
+    df.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
+    return df
+
+
+def _one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
+    if isinstance(maker, str) or metric.name == "fid":
+        return maker if isinstance(maker, str) else math.nan
+    if min(x.shape[2:]) < metric.smallest:
+        return f"not run: image under {metric.smallest} pixels a side"
+    try:
+        value = float(maker(x, y) if metric.reference else maker(x))
+    except Exception as error:  # noqa: BLE001  one odd image must not end a long run; the table shows it
+        return f"not run: {_short(error)}"
+    return value if math.isfinite(value) else "not run: undefined on this image"
+
+
+def _fid(maker, folder: Path, n: int) -> float | str:
+    if n < 2:
+        return "not run: FID needs 2 images or more"
+    try:
+        return float(maker(str(folder / "sr"), str(folder / "hr"), num_workers=0, verbose=False))
+    except Exception as error:  # noqa: BLE001
+        return f"not run: {_short(error)}"
+
+
+def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
+    """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (a row a gamma).
+
+    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images".
+    """
+    if "gamma" in df.index.names:
+        out = pd.DataFrame({g: summary(part.droplevel("gamma")) for g, part in df.groupby(level="gamma", sort=False)}).T
+        out, out.attrs = out.infer_objects().rename_axis("gamma"), dict(df.attrs)
+        return out
+    texts = {m: [v for v in df[m] if isinstance(v, str)] for m in df}
+    return pd.Series({m: float(df[m].mean()) if not t else t[0] if len(t) == len(df) else
+                      f"not run: {len(t)} of {len(df)} images" for m, t in texts.items()})  # fmt: skip
+
+
+def _check_gammas(gammas) -> list[float]:
+    values = list(gammas) if isinstance(gammas, Iterable) and not isinstance(gammas, str) else [gammas]
+    for g in values:
+        if isinstance(g, bool) or not isinstance(g, numbers.Real) or not 0 <= g <= 1:
+            raise ValueError(f"gamma={g!r}; allowed: numbers from 0 (fidelity) to 1 (realism)")
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"gammas={values}; pass one or more different numbers in [0, 1]")
+    return [float(g) for g in values]
+
+
+def _parts(ends, hr, names) -> tuple[list, list | None, list]:
+    """Endpoints as a list of objects, references as a list of items, names; checked to fit."""
+    parts, ys = list(ends) if isinstance(ends, (list, tuple)) else [ends], None if hr is None else _items(hr, "hr")
+    for side in ("x_fid", "x_real"):
+        xs = [x for part in parts for x in _items(getattr(part, side), side)]
+        names = list(names or range(len(xs)))
+        _check_pairs(xs, ys, names)
+    return parts, ys, names
+
+
+def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None,
+          progress=False) -> pd.DataFrame:  # fmt: skip
+    """The paper's gamma table: a row a gamma (index), a column a metric, means over the images. No network of ours runs.
+
+    ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such, blended one at a
+        time: single images keep memory small and may differ in size. hr, metrics, names, device: as in `score`.
+    gammas: numbers in [0, 1]. per_image: the long table instead, index (gamma, image). progress: show a bar.
+    """
+    gammas, metrics, (parts, ys, names) = _check_gammas(gammas), _names(metrics, hr), _parts(ends, hr, names)
+    tables = {g: _score((x for part in parts for x in part.blend(g).split(1)), ys, metrics, names, device)
+              for g in tqdm(gammas, desc="gamma", disable=not progress)}  # fmt: skip
+    table = pd.concat(tables, names=["gamma"])
+    table.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
+    return table if per_image else summary(table)
+
+
+def _luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
+    """(3, N) float64: E_f, E_r and C = mean(e_f e_r) of each image, e the error in Y; and the names."""
+    parts, ys, names = _parts(ends, hr, names)
+    pairs = [(f, r) for part in parts for f, r in zip(part.x_fid.split(1), part.x_real.split(1), strict=True)]
+    rows = []
+    for (f, r), y in zip(pairs, ys, strict=True):
+        y, luma = _load(y, "hr").to(f.device).double(), torch.tensor(LUMA, dtype=torch.float64, device=f.device)
+        e_f, e_r = (torch.einsum("c,nchw->nhw", luma, x.detach().double() - y) for x in (f, r))
+        rows.append([v.mean().item() for v in (e_f * e_f, e_r * e_r, e_f * e_r)])
+    return np.array(rows).T, names
+
+
+def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataFrame:
+    """PSNR (dB, Y) along gamma from three numbers an image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
+
+    Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding before a
+    measured PSNR adds about 4e-7 to the MSE: .002 dB lower at 30 dB, .02 dB at 40 dB.
+    """
+    gammas, ((e_f, e_r, c), names) = _check_gammas(gammas), _luma_errors(ends, hr, names)
+    mse = np.array([(1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c for g in gammas])
+    index = pd.MultiIndex.from_product([gammas, names], names=["gamma", "image"])
+    table = pd.DataFrame({"psnr": -10 * np.log10(mse.ravel() + EPS)}, index=index)
+    table.attrs["lower_better"] = {"psnr": False}
+    return table if per_image else summary(table)
+
+
+def best_gamma(ends, hr) -> Tensor:
+    """(N,) float32: each image's gamma of highest PSNR, (E_f - C) / (E_f + E_r - 2 C) clipped to [0, 1], fit for blend().
+
+    0 where the endpoints have the same luma, so that every gamma scores alike.
+    """
+    e_f, e_r, c = _luma_errors(ends, hr)[0]
+    width = e_f + e_r - 2 * c  # mean((e_f - e_r)^2)
+    best = np.divide(e_f - c, width, out=np.zeros_like(width), where=width > 1e-15)
+    return torch.tensor(best, dtype=torch.float32).clamp(0, 1)
+
+
+def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
+    """What the paper and its peers report (data/paper/reported.csv): benchmark, method, gamma, metric, value, source.
+
+    benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with pocket tables.
+    """
+    table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
+    known = sorted(table["benchmark"].unique())
+    if benchmark is not None and benchmark not in known:
+        raise ValueError(f"benchmark {benchmark!r} is unknown{_hint(benchmark, known)}; allowed: {', '.join(known)}")
+    return table if benchmark is None else table[table["benchmark"] == benchmark].reset_index(drop=True)

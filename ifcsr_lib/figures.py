@@ -1,0 +1,116 @@
+"""What the notebooks draw. Every function returns a matplotlib figure; nothing here computes a result."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .control import Endpoints
+from .images import to_uint8
+
+STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+
+
+def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, crop: tuple[int, int, int] | None = None):
+    """A grid of titled images; each (1, 3, H, W) or (3, H, W) RGB in [0, 1] (clamped), or (H, W) shown in grey.
+
+    crop: (top, left, side) in pixels of the images, cut from every one of them.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (title, x) in zip(axes.flat, images.items(), strict=False):
+        x = x.detach().cpu()
+        if crop and x.ndim > 2:
+            top, left, side = crop
+            x = x[..., top : top + side, left : left + side]
+        if x.ndim == 2:
+            ax.imshow(x.numpy(), cmap="gray", interpolation="nearest")
+        else:
+            ax.imshow(to_uint8(x.reshape(1, *x.shape[-3:]).clamp(0, 1))[0], interpolation="nearest")
+        ax.set_title(title, fontsize=9)
+    fig.tight_layout()
+    return fig
+
+
+def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, int, int] | None = None, hr=None):
+    """One image along gamma, bicubic first and, when given, the reference last."""
+    images = {"bicubic": ends.x_L} if ends.x_L is not None else {}
+    images |= {f"gamma {g:g}": ends.blend(float(g)) for g in gammas}
+    if hr is not None:
+        images["HR"] = hr
+    return pictures(images, columns=len(images), crop=crop)
+
+
+def losses(history: list[dict], title: str, key: str = "loss"):
+    """A training curve with its running mean over a twentieth of the run."""
+    table = pd.DataFrame(history).set_index("step")[key]
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(6, 2.6))
+        ax.plot(table.index, table, lw=0.7, alpha=0.5)
+        ax.plot(table.index, table.rolling(max(1, len(table) // 20), min_periods=1).mean(), lw=1.8)
+        ax.set(title=title, xlabel="step", ylabel=key, yscale="log" if key == "loss" else "linear")
+        fig.tight_layout()
+    return fig
+
+
+class Live:
+    """A callback for trainer.train: a progress bar, and a curve redrawn in place every twentieth of the run."""
+
+    def __init__(self, title: str):
+        self.title, self.history, self.bar, self.handle = title, [], None, None
+
+    def __call__(self, row: dict) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=row["steps"], initial=row["step"] - 1, desc=self.title, mininterval=2)
+        self.history.append(row)
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{row['loss']:.4f}")
+        last = row["step"] == row["steps"]
+        if last or row["step"] % max(1, row["steps"] // 20) == 0:
+            self._draw()
+        if last:
+            self.bar.close()
+
+    def _draw(self) -> None:
+        from IPython.display import display
+
+        fig = losses(self.history, self.title)
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
+        plt.close(fig)
+
+
+def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str, bool]):
+    """One panel a metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 2.6), squeeze=False)
+        for ax, name in zip(axes[0], columns, strict=True):
+            ax.plot(table.index, table[name].astype(float), "o-", ms=3)
+            ax.set(title=f"{name} ({'lower' if lower_better[name] else 'higher'} is better)", xlabel="gamma")
+        fig.tight_layout()
+    return fig
+
+
+def spectrum(tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, tuple[float, float]] | None = None):
+    """Each model's path from gamma 0 (open circle) to 1 (filled), fidelity metric x against realism metric y."""
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(6, 4))
+        for name, table in tables.items():
+            a, b = table[x].astype(float), table[y].astype(float)
+            (line,) = ax.plot(a, b, "-", lw=1.5, label=name)
+            ax.plot(a.iloc[0], b.iloc[0], "o", mfc="white", color=line.get_color())
+            ax.plot(a.iloc[-1], b.iloc[-1], "o", color=line.get_color())
+        for name, (a, b) in (points or {}).items():
+            ax.plot(a, b, "k*", ms=9)
+            ax.annotate(name, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        ax.set(xlabel=x, ylabel=y, title="from fidelity (open) to realism (filled)")
+        ax.legend(fontsize=8)
+        fig.tight_layout()
+    return fig
