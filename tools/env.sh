@@ -14,6 +14,11 @@ fail() {
     exit 1
 }
 
+if command -v flock >/dev/null; then # make test and make reproduce may start together
+    exec 9<requirements.lock
+    flock -n 9 || { echo "another install is at work here; waiting for it" && flock 9; }
+fi
+
 key="$(cat requirements.lock pyproject.toml | cksum) $PWD"
 if [ -x $py ] && [ ! -e $venv/.installing ] && [ "$(cat $venv/.installed 2>/dev/null)" = "$key" ]; then
     exit 0
