@@ -1,0 +1,111 @@
+"""reproduce.py on three tiny notebooks of its own: real kernels, real papermill."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ifcsr_lib import reproduce as module
+from ifcsr_lib.reproduce import notebooks, reproduce
+
+PARAMETERS = "profile = None\nseed = 0\noverrides = None"
+GOOD = """import json, os, sys
+from pathlib import Path
+out = Path(os.environ["IFCSR_RESULTS"], "seen.txt")
+out.parent.mkdir(parents=True, exist_ok=True)
+print(json.dumps([profile, seed, overrides, sys.executable, os.environ["IFCSR_NOTEBOOK"]]), file=out.open("a"))"""
+
+
+def save(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
+    nb = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
+    )
+    nb.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    nb.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    (root / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(nb, root / "notebooks" / name)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def test_order_parameters_and_progress(root, monkeypatch, capsys):
+    for name in ("07_b.ipynb", "00_a.ipynb", "90_no.ipynb"):
+        save(root, name, GOOD)
+    before = {p: p.read_bytes() for p in (root / "notebooks").iterdir()}
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("IFCSR_RESULTS", "mine")  # relative: must mean the same file here and in the kernels
+    environment = dict(os.environ)
+    done = reproduce("smoke", 3, {"k": 3.0})
+    assert [p.name for p in done] == ["00_a.ipynb", "07_b.ipynb"] and all(p.is_file() for p in done)
+    seen = [json.loads(line) for line in (root / "mine" / "seen.txt").read_text().splitlines()]
+    assert seen == [["smoke", 3, {"k": 3.0}, sys.executable, name] for name in ("00_a.ipynb", "07_b.ipynb")]
+    text = capsys.readouterr().out
+    assert re.search(r"\[1/2\] 00_a \.\.\. \d+ s\n\[2/2\] 07_b", text) and "done in" in text
+    assert {p: p.read_bytes() for p in (root / "notebooks").iterdir()} == before, "run in place"
+    assert dict(os.environ) == environment
+    assert sorted(p.name for p in (root / "mine/smoke/executed").iterdir()) == ["00_a.ipynb", "07_b.ipynb"]
+
+
+def test_a_failure_names_notebook_cell_error_and_copy(root):
+    save(root, "00_a.ipynb", "x = 1", "y = x\nraise ValueError('first line\\ngamma=2; allowed: 0 to 1')")
+    save(root, "01_never.ipynb", GOOD)
+    with pytest.raises(RuntimeError) as info:
+        reproduce("smoke")
+    folder = Path(os.environ["IFCSR_RESULTS"]) / "smoke" / "executed"
+    text = str(info.value)
+    assert "00_a.ipynb failed in code cell 4, which begins 'y = x'" in text, text  # 1 and 2: parameters, injected ones
+    assert "ValueError" in text and "gamma=2; allowed: 0 to 1" in text and str(folder / "00_a.failed.ipynb") in text
+    assert [p.name for p in folder.iterdir()] == ["00_a.failed.ipynb"]
+
+
+def test_a_hanging_cell_is_stopped(root, monkeypatch):
+    monkeypatch.setitem(module.CELL_LIMIT, "smoke", 1)
+    save(root, "00_a.ipynb", "import time\ntime.sleep(60)")
+    with pytest.raises(RuntimeError, match=r"00_a.ipynb failed in code cell 3.*'import time'\n.*CellTimeout"):
+        reproduce("smoke")
+
+
+def test_a_dead_kernel_says_so(root):
+    save(root, "00_a.ipynb", "import os\nos._exit(9)")
+    with pytest.raises(RuntimeError, match=r"code cell 3, which begins 'import os' \(its kernel died: out of memory"):
+        reproduce("smoke")
+
+
+@pytest.mark.parametrize("parameters", ["profile = None\nseed = 0", PARAMETERS + "\ngamma = 0.5"])
+def test_other_parameters_are_fatal_before_anything_runs(root, parameters):
+    save(root, "00_a.ipynb", GOOD)
+    save(root, "01_b.ipynb", GOOD, parameters=parameters)
+    with pytest.raises(ValueError, match="01_b.ipynb takes the parameters"):
+        reproduce("smoke")
+    assert not Path(os.environ["IFCSR_RESULTS"]).exists()
+
+
+def test_bad_input_comes_first(root):
+    with pytest.raises(FileNotFoundError, match="whole repository"):
+        notebooks()
+    save(root, "00_a.ipynb", GOOD)
+    with pytest.raises(ValueError, match="profile 'pokcet' is unknown"):
+        reproduce("pokcet")
+    with pytest.raises(TypeError, match="came as str"):
+        reproduce("smoke", overrides={"lr": "1e-4"})
+    with pytest.raises(ValueError, match="only='05' fits no notebook; allowed: 00_a"):
+        reproduce("smoke", only=["05"])
+
+
+def test_no_room_is_said_before_the_first_notebook(root, monkeypatch):
+    save(root, "00_a.ipynb", GOOD)
+    monkeypatch.setattr(module, "NEEDED", shutil.disk_usage(root).total * 2)
+    with pytest.raises(OSError, match="no disk space: .* bytes are free in .*executed"):
+        reproduce("smoke")
+    folder = Path(os.environ["IFCSR_RESULTS"])
+    assert not (folder / "seen.txt").exists() and not list((folder / "smoke/executed").iterdir())
