@@ -1,6 +1,6 @@
 """Metrics of the paper through pyiqa, the gamma tables, and the closed form of PSNR along gamma.
 
-Protocol (it reproduces the peers' published scores): 8-bit RGB, no border cropped; PSNR and SSIM on the studio-range luma
+Protocol (it reproduces the peers' published scores): 8-bit RGB, no border cropped; PSNR and SSIM on studio-range luma,
 Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, R G B in [0, 1]; LPIPS is the AlexNet one.
 
 Weights are looked for in $IFCSR_DATA/weights, the torch hub and the Hugging Face cache before any image is scored. A
@@ -38,8 +38,8 @@ EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
 
 @dataclass(frozen=True)
 class Metric:
-    """label for tables; name and options in pyiqa; lower_better; reference: needs hr; weights: files under the torch hub
-    folder, under the repository or hf:repo/file; smallest: least side in pixels."""
+    """label for tables; name and options in pyiqa; lower_better; reference: needs hr; weights: files under the torch
+    hub folder, under the repository or hf:repo/file; smallest: least side in pixels."""
 
     label: str
     name: str
@@ -83,7 +83,8 @@ def _find(file: str) -> Path | None:
 def missing(metric: str) -> list[str]:
     """Names of the weight files that the metric needs and this machine lacks; [] when it can run. No network."""
     _names([metric], hr=True)
-    return [Path(f).name for f in METRICS[metric].weights if _find(f) is None]
+    lacks = [f for f in METRICS[metric].weights if _find(f) is None]
+    return [f[3:] if f.startswith("hf:") else Path(f).name for f in lacks]
 
 
 def _names(metrics, hr) -> list[str]:
@@ -168,8 +169,8 @@ def _check_pairs(xs: list, ys: list | None, names: list) -> None:
 def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
     """Score images: a row an image (index "image"), a column a metric; df.attrs["lower_better"] is {metric: bool}.
 
-    sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, which are read one at
-        a time; or a folder. Two folders are matched by file name without suffix; hr may hold more.
+    sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one at a
+        time; or a folder. Two folders are matched by file name without suffix; hr may hold more.
     metrics: names of METRICS; None takes all, or without hr all that need none.
     names: one an image; by default a path's stem, else 0 .. N-1. device: CUDA if there is one.
     FID is one number of the whole set, repeated in each row. Where a metric could not run stands "not run: <reason>".
@@ -183,23 +184,23 @@ def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
         ys = [stems[p.stem] for p in xs]
     names = list(names or [i if isinstance(x, Tensor) else Path(x).stem for i, x in enumerate(xs)])
     _check_pairs(xs, ys, names)
-    return _score(xs, ys, metrics, names, device)
+    return _score(xs, ys, {m: _create(m, device) for m in metrics}, names)
 
 
-def _score(xs: Iterable, ys: list | None, metrics: list[str], names: list, device) -> pd.DataFrame:
-    makers, rows = {m: _create(m, device) for m in metrics}, []
+def _score(xs: Iterable, ys: list | None, makers: dict, names: list) -> pd.DataFrame:
+    rows = []
     with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder, torch.no_grad():
         for i, (x, y) in enumerate(zip(xs, ys or [None] * len(names), strict=True)):
             # DECISION D18: metrics see 8-bit images, rounded (the peers truncate, which darkens by half a level)
             x, y = (None if v is None else (_load(v, "image").clamp(0, 1) * 255).round() / 255 for v in (x, y))
-            rows.append([_one(METRICS[m], makers[m], x, y) for m in metrics])
+            rows.append([_one(METRICS[m], maker, x, y) for m, maker in makers.items()])
             if not isinstance(makers.get("fid", ""), str):
                 for side, image in (("sr", x), ("hr", y)):
                     write_image(image, Path(folder, side, f"{i:06d}.png"))
-        df = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=metrics)
-        if "fid" in metrics and not isinstance(makers["fid"], str):
+        df = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=list(makers))
+        if not isinstance(makers.get("fid", ""), str):
             df["fid"] = _fid(makers["fid"], Path(folder), len(df))
-    df.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
+    df.attrs["lower_better"] = {m: METRICS[m].lower_better for m in makers}
     return df
 
 
@@ -210,7 +211,7 @@ def _one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
         return f"not run: image under {metric.smallest} pixels a side"
     try:
         value = float(maker(x, y) if metric.reference else maker(x))
-    except Exception as error:  # noqa: BLE001  one odd image must not end a long run; the table shows it
+    except Exception as error:  # noqa: BLE001  one odd image must not end a long run
         return f"not run: {_short(error)}"
     return value if math.isfinite(value) else "not run: undefined on this image"
 
@@ -260,14 +261,15 @@ def _parts(ends, hr, names) -> tuple[list, list | None, list]:
 
 def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None,
           progress=False) -> pd.DataFrame:  # fmt: skip
-    """The paper's gamma table: a row a gamma (index), a column a metric, means over the images. No network of ours runs.
+    """The paper's gamma table: a row a gamma (index), a column a metric, means over the images. Calls no model.
 
     ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such, blended one at a
         time: single images keep memory small and may differ in size. hr, metrics, names, device: as in `score`.
     gammas: numbers in [0, 1]. per_image: the long table instead, index (gamma, image). progress: show a bar.
     """
     gammas, metrics, (parts, ys, names) = _check_gammas(gammas), _names(metrics, hr), _parts(ends, hr, names)
-    tables = {g: _score((x for part in parts for x in part.blend(g).split(1)), ys, metrics, names, device)
+    makers = {m: _create(m, device) for m in metrics}
+    tables = {g: _score((x for part in parts for x in part.blend(g).split(1)), ys, makers, names)
               for g in tqdm(gammas, desc="gamma", disable=not progress)}  # fmt: skip
     table = pd.concat(tables, names=["gamma"])
     table.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
@@ -287,7 +289,7 @@ def _luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
 
 
 def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataFrame:
-    """PSNR (dB, Y) along gamma from three numbers an image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
+    """PSNR (dB, Y) on gamma from three numbers an image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
 
     Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding before a
     measured PSNR adds about 4e-7 to the MSE: .002 dB lower at 30 dB, .02 dB at 40 dB.
@@ -301,7 +303,7 @@ def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataF
 
 
 def best_gamma(ends, hr) -> Tensor:
-    """(N,) float32: each image's gamma of highest PSNR, (E_f - C) / (E_f + E_r - 2 C) clipped to [0, 1], fit for blend().
+    """(N,) float32: each image's gamma of highest PSNR, (E_f - C) / (E_f + E_r - 2 C) in [0, 1], fit for blend().
 
     0 where the endpoints have the same luma, so that every gamma scores alike.
     """
@@ -314,7 +316,7 @@ def best_gamma(ends, hr) -> Tensor:
 def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
     """What the paper and its peers report (data/paper/reported.csv): benchmark, method, gamma, metric, value, source.
 
-    benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with pocket tables.
+    benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with pocket.
     """
     table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
     known = sorted(table["benchmark"].unique())
