@@ -303,9 +303,9 @@ def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataF
 
 
 def best_gamma(ends, hr) -> Tensor:
-    """(N,) float32: each image's gamma of highest PSNR, (E_f - C) / (E_f + E_r - 2 C) in [0, 1], fit for blend().
+    """(N,) float32: each image's gamma of highest PSNR, (E_f - C) / (E_f + E_r - 2 C) clipped to [0, 1].
 
-    0 where the endpoints have the same luma, so that every gamma scores alike.
+    It fits ends.blend(). 0 where the endpoints have the same luma, so that every gamma scores alike.
     """
     e_f, e_r, c = _luma_errors(ends, hr)[0]
     width = e_f + e_r - 2 * c  # mean((e_f - e_r)^2)
@@ -316,7 +316,8 @@ def best_gamma(ends, hr) -> Tensor:
 def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
     """What the paper and its peers report (data/paper/reported.csv): benchmark, method, gamma, metric, value, source.
 
-    benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with pocket.
+    benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with
+        pocket tables.
     """
     table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
     known = sorted(table["benchmark"].unique())
