@@ -30,11 +30,13 @@ lint: env  ## ruff, and that notebooks keep no output but the compared one
 lab: env  ## JupyterLab on the first notebook
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
-lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.toml, and the CPU lock from it (ARGS=--upgrade)
+lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.toml, and the two small locks from it (ARGS=--upgrade)
 	$(UV) $(COMPILE) -q $(ARGS) -o requirements.lock
 	echo "# requirements.lock without torch, torchvision and what only CUDA needs (made by make lock)" > requirements-cpu.lock
 	awk '/^[^ #]/ {gpu = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} !gpu' \
 		requirements.lock >> requirements-cpu.lock
+	echo "# put on top of requirements.lock, see tools/env.sh (made by make lock)" > requirements-headless.lock
+	sed -n '/^opencv-python-headless==/,/^    # via/p' requirements.lock >> requirements-headless.lock
 
 clean:  ## what smoke and pocket runs left behind; .venv, the tables and paper-scale runs stay
 	rm -rf results/smoke

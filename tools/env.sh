@@ -19,7 +19,7 @@ if command -v flock >/dev/null; then # make test and make reproduce may start to
     flock -n 9 || { echo "another install is at work here; waiting for it" && flock 9; }
 fi
 
-key="$(cat requirements.lock pyproject.toml | cksum) $PWD"
+key="$(cat requirements.lock requirements-headless.lock pyproject.toml | cksum) $PWD"
 if [ -x $py ] && [ ! -e $venv/.installing ] && [ "$(cat $venv/.installed 2>/dev/null)" = "$key" ]; then
     exit 0
 fi
@@ -42,14 +42,19 @@ make_venv() {
     touch $venv/.installing
 }
 
+# opencv-python (facexlib wants it) and opencv-python-headless (pyiqa wants it) fill the same folder cv2 and the last one
+# wins: with pip the former, with uv any. It needs libGL, which servers lack, and then pyiqa cannot be imported.
+# So the headless one is installed once more, on top.
 with_uv() {
     sed -n '/^uv==/,/^    # via/p' requirements.lock >$venv/uv.lock
-    $py -m pip install -q --require-hashes -r $venv/uv.lock &&
-        $py -m uv pip install --python $py --require-hashes -r requirements.lock &&
-        # opencv-python (facexlib wants it, needs libGL) and opencv-python-headless (pyiqa wants it) share the folder
-        # cv2 and the last one wins: pip always installs the headless one last, uv in any order, so here once more
-        $py -m uv pip install -q --python $py --require-hashes --no-deps \
-            --reinstall-package opencv-python-headless -r requirements.lock
+    uv_install="$py -m uv pip install --python $py --require-hashes"
+    $py -m pip install -q --require-hashes -r $venv/uv.lock && $uv_install -r requirements.lock &&
+        $uv_install -q --no-deps --reinstall -r requirements-headless.lock
+}
+
+with_pip() {
+    pip_install="$py -m pip install --progress-bar off --require-hashes"
+    $pip_install -r requirements.lock && $pip_install -q --no-deps --force-reinstall -r requirements-headless.lock
 }
 
 echo "installing requirements.lock into $venv: about 6 GB; 1 to 5 minutes plus the download, only this once"
@@ -57,7 +62,7 @@ make_venv $clear
 if ! with_uv; then
     echo "uv did not manage; once more with pip, which is slower"
     make_venv --clear
-    $py -m pip install --progress-bar off --require-hashes -r requirements.lock || fail "the install failed; see above"
+    with_pip || fail "the install failed; see above"
 fi
 $py -m pip install -q --no-deps --no-build-isolation -e .
 $py -m pip check
