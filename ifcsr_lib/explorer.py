@@ -161,19 +161,20 @@ class Explorer(widgets.VBox):
 
     def _controls(self) -> None:
         whole, line = widgets.Layout(width="100%", max_width="760px"), widgets.Layout(flex_flow="row wrap")
-        share = {"min": 0.0, "max": 1.0, "step": 0.01, "readout": False}
+        small = {"layout": {"width": "220px"}, "style": {"description_width": "64px"}}
+        share = {"min": 0.0, "max": 1.0, "step": 0.01, "readout": False, **small}
         self.slider = widgets.FloatSlider(value=self.gamma, min=0.0, max=1.0, step=0.001, readout_format=".3f",
                                           description="γ", layout=whole,
-                                          tooltip="0 fidelity, 1 realism")  # fmt: skip
+                                          style={"description_width": "24px"}, tooltip="0 fidelity, 1 realism")  # fmt: skip
         self.presets = [widgets.Button(description=f"{g:g}", tooltip=f"gamma {g:g}", layout=widgets.Layout(width="60px"))
                         for g in PRESETS]  # fmt: skip
         self.picture = widgets.Image(format="bmp", _view_count=0)
         self.picture.add_class("ifcsr-picture")
-        self.choice = widgets.Dropdown(options=[(n, i) for i, n in enumerate(self.names)], description="image")
-        self.zoom = widgets.Dropdown(options=[(f"{z} x", z) for z in ZOOMS], description="zoom")
+        self.choice = widgets.Dropdown(options=[(n, i) for i, n in enumerate(self.names)], description="image", **small)
+        self.zoom = widgets.Dropdown(options=[(f"{z} x", z) for z in ZOOMS], description="zoom", **small)
         self.across = widgets.FloatSlider(value=0.5, description="centre x", **share)
         self.down = widgets.FloatSlider(value=0.5, description="centre y", **share)
-        self.against = widgets.Dropdown(options=[("nothing", "")], description="compare")
+        self.against = widgets.Dropdown(options=[("nothing", "")], description="compare", **small)
         self.wipe = widgets.FloatSlider(value=0.5, description="up to", **share)
         self.export = widgets.Button(description="Export PNG", tooltip="the whole image at this gamma, full size")
         self.readout, self.written, self.message = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -193,7 +194,7 @@ class Explorer(widgets.VBox):
         self.observe(self._pick, "index")
         self.observe(self._looked, "view")
         rows = [
-            [self.slider, *self.presets], [self.picture], [self.readout],
+            [self.slider], self.presets, [self.picture], [self.readout],
             [self.choice, self.against, self.wipe], [self.zoom, self.across, self.down], [self.export, self.written],
         ]  # fmt: skip
         self.children = [*(widgets.HBox(row, layout=line) for row in rows), self.message, style]

@@ -144,6 +144,7 @@ def test_images_of_different_sizes():
     assert [explorer.image().shape for explorer.index in range(3)] == [(32, 48, 3), (32, 48, 3), (64, 20, 3)]
     assert explorer.against.value == "HR" and explorer.numbers()["difference"] == 0
     assert explorer.choice.layout.display is None and made().choice.layout.display == "none"
+    assert made().zoom.layout.display is None  # hiding the choice hides nothing else
 
 
 def test_numbers_are_the_closed_form():
