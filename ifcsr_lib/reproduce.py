@@ -117,7 +117,8 @@ def _kernel_environment():
 
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3")  # its command is sys.executable
+        # its command is sys.executable; below an error it only warns about unencrypted loopback, once a notebook
+        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])
         for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(ROOT))):
             os.environ[name] = os.pathsep.join(filter(None, [first, before.get(name)]))
         for name in {"IFCSR_RESULTS", "IFCSR_DATA"} & set(before):  # relative to where you typed, kernels run in ROOT
