@@ -40,6 +40,6 @@ lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.t
 
 clean:  ## what smoke and pocket runs left behind; .venv, the tables and paper-scale runs stay
 	rm -rf results/smoke
-	cd results && for kind in runs executed pairs endpoints adapters; do rm -rf pocket/$$kind; done
+	cd results && for kind in runs executed pairs endpoints adapters explorer backbone; do rm -rf pocket/$$kind; done
 	rm -rf build dist .pytest_cache .ruff_cache notebooks/.ipynb_checkpoints
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -148,7 +148,7 @@ class Crops(Dataset):
 
 
 def training_crops(cfg: Config) -> Crops:
-    """The crops stages 1 and 2 train on: the train split of the pocket photographs, or $IFCSR_DATA/photos for paper."""
+    """The crops stages 1 and 2 train on: the train split of the pocket photographs, or $IFCSR_DATA/train for paper."""
     if cfg.profile == "paper":
         folder = user_data("train")
         if folder is None:

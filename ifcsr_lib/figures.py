@@ -58,23 +58,33 @@ def losses(history: list[dict], title: str, key: str = "loss"):
     return fig
 
 
-class Live:
-    """A callback for trainer.train: a progress bar, and a curve redrawn in place every twentieth of the run."""
+class Bar:
+    """A callback for trainer.train: a progress bar alone. Stages that follow each other start a new one."""
 
     def __init__(self, title: str):
-        self.title, self.history, self.bar, self.handle = title, [], None, None
+        self.title, self.bar = title, None
 
     def __call__(self, row: dict) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=row["steps"], initial=row["step"] - 1, desc=self.title, mininterval=2)
-        self.history.append(row)
+            self.bar = tqdm(total=row["steps"], initial=row["step"] - 1, desc=f"{self.title}, {row['objective']}")
         self.bar.update()
-        self.bar.set_postfix(loss=f"{row['loss']:.4f}")
-        last = row["step"] == row["steps"]
-        if last or row["step"] % max(1, row["steps"] // 20) == 0:
-            self._draw()
-        if last:
+        if row["step"] == row["steps"]:
             self.bar.close()
+            self.bar = None
+
+
+class Live(Bar):
+    """The same, and a curve redrawn in place every twentieth of the run."""
+
+    def __init__(self, title: str):
+        super().__init__(title)
+        self.history, self.handle = [], None
+
+    def __call__(self, row: dict) -> None:
+        super().__call__(row)
+        self.history.append(row)
+        if row["step"] == row["steps"] or row["step"] % max(1, row["steps"] // 20) == 0:
+            self._draw()
 
     def _draw(self) -> None:
         from IPython.display import display

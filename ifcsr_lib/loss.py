@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def depth_weights(k: float, direction: str) -> Tensor:
     """
     if not k >= 1:
         raise ValueError(f"k={k}; allowed: 1 or more (k = 1 is the LPIPS + MSE baseline)")
-    l = torch.arange(L + 1, dtype=torch.float64)  # noqa: E741 (the paper's symbol)
+    l = torch.arange(L + 1, dtype=torch.float64)
     if direction == "fidelity":
         w = k ** (L - l)
     elif direction == "realism":
@@ -79,7 +80,7 @@ class PocketFeatures(nn.Module):
         wide = (3, *self.channels)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
-            for a, b in zip(wide, wide[1:])
+            for a, b in itertools.pairwise(wide)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:

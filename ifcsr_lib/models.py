@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -41,7 +42,8 @@ class IFCSR(nn.Module):
         self.cfg, self.source = cfg, source
         self.unet, self.vae = unet.requires_grad_(False), vae.requires_grad_(False)
         self.register_buffer("prompt", prompt)  # (1, T, D): the text encoder's output for ""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are the point
             torch.manual_seed(cfg.seed)
             for name in ADAPTERS:
                 self.unet.add_adapter(
@@ -259,7 +261,7 @@ def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor,
     classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny)}
     if kind not in classes:
         raise ValueError(f"backbone {cfg.backbone!r}: vae is a {kind}; allowed: {', '.join(classes)}")
-    options = dict(torch_dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     vae = classes[kind].from_pretrained(folder / "vae", **options)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
     files = sorted(p for part in ("unet", "vae") for p in (folder / part).glob("*.safetensors"))
@@ -308,6 +310,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
     except SafetensorError as e:
         raise ValueError(f"{path} is not a whole safetensors file ({e}); get it again") from e

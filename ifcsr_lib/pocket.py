@@ -12,10 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data import normal, uniform
-from .loss import PocketFeatures, _unit
+from .config import Config
+from .data import low_quality, normal, uniform
+from .loss import FeatureDistance, PocketFeatures, _unit
+from .results import atomic
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
 
@@ -166,3 +169,48 @@ class Distil:
             (_unit(head(f)) * t).sum(1).mean() for head, f, t in zip(self.heads, self.student(x), targets, strict=True)
         ]
         return torch.stack([1 - c for c in close]).mean(), {f"cos{i}": c.item() for i, c in enumerate(close, 1)}
+
+
+def equal_lins(net: PocketFeatures, crops, cfg: Config, count: int = 64) -> list[Tensor]:
+    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L and x_H.
+
+    DECISION D25: LPIPS fits its channel weights to human judgements, which we have none of; equal strength a depth leaves
+    the balance to k alone.
+    """
+    ones = FeatureDistance(net, [torch.ones(c) for c in net.channels])
+    total = torch.zeros(len(net.channels) + 1)
+    for i in range(count):
+        x_H = crops[i]["x_H"][None]
+        _, x_L = low_quality(x_H, cfg, [i])
+        with torch.inference_mode():
+            total += ones(x_L, x_H)
+    return [torch.full((c,), 0.1 * count / d.item()) for c, d in zip(net.channels, total[1:], strict=True)]
+
+
+def save_features(net: PocketFeatures, lins: list[Tensor], folder: Path) -> Path:
+    """features.safetensors: the convolutions as float16, the five `lin` weights as float32."""
+    state = {k: v.half() for k, v in net.state_dict().items()} | {f"lin{i}": w for i, w in enumerate(lins)}
+    return _save(state, folder / "features.safetensors")
+
+
+def save_autoencoder(vae: AutoencoderTiny, crops, folder: Path, count: int = 48) -> AutoencoderTiny:
+    """vae/ in diffusers' layout, float16; scaling_factor makes the latents of `count` crops unit-variance, as in SD."""
+    vae = vae.eval()
+    with torch.inference_mode():
+        z = torch.cat([vae.encode(2 * crops[i]["x_H"][None] - 1).latents for i in range(count)])
+    vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
+    vae.half().save_pretrained(folder / "vae")
+    return vae.float()
+
+
+def save_prior(unet: UNet2DConditionModel, prompt: Tensor, folder: Path) -> None:
+    """unet/ in diffusers' layout, float16, and empty_prompt.safetensors (1, 4, 64)."""
+    unet.half().save_pretrained(folder / "unet")
+    _save({"prompt": prompt.detach().half().contiguous()}, folder / "empty_prompt.safetensors")
+
+
+def _save(state: dict[str, Tensor], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as tmp:
+        save_file(state, tmp)
+    return path

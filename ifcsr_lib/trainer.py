@@ -46,7 +46,7 @@ def train(
 ) -> list[dict]:
     """Minimise objective.loss over `steps` steps with AdamW; continue from folder/last.pt if it is there.
 
-    samples: samples[i] -> dict of tensors and strings for sample index i >= 0 (an endless stream; see data.Patches).
+    samples: samples[i] -> dict of tensors and strings for sample index i >= 0 (an endless stream; see data.Crops).
     folder: receives last.pt (trained weights, optimiser, generators, position, history) every cfg.checkpoint_every steps.
     on_step: called with {"step", "steps", "loss", "lr", "seconds", ...} after every step, in the main process only.
     Returns the history, a dict a step. Raises FloatingPointError on a loss or gradient that is not finite, and

@@ -7,7 +7,13 @@ import torch
 
 from ifcsr_lib.config import resolve
 from ifcsr_lib.loss import (
-    POCKET_FEATURES, FeatureDistance, PocketFeatures, VGG16Features, depth_weights, feature_distance, lpips_lins,
+    POCKET_FEATURES,
+    FeatureDistance,
+    PocketFeatures,
+    VGG16Features,
+    depth_weights,
+    feature_distance,
+    lpips_lins,
     specialised_loss,
 )  # fmt: skip
 

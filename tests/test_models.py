@@ -140,7 +140,7 @@ def _other_backbone(folder):
 
 def _rehash(folder):
     card = json.loads((folder / "ifcsr.json").read_text())
-    for name, entry in card["adapters"].items():
+    for entry in card["adapters"].values():
         entry["sha256"] = models.sha256(folder / entry["file"])
     (folder / "ifcsr.json").write_text(json.dumps(card))
 
