@@ -18,7 +18,8 @@ from .images import list_images, read_image, upsample, write_image
 from .results import sha256, write_sidecar
 
 HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their draws
-MANIFEST = ROOT / "data" / "pocket" / "photos.csv"
+POCKET = ROOT / "data" / "pocket"
+MANIFEST = POCKET / "photos.csv"
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from .config import ROOT, Config, resolve
 from .control import Endpoints
+from .data import POCKET
 from .images import check_images, upsample
 from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
-POCKET = ROOT / "data" / "pocket"
+
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut",
@@ -34,12 +35,13 @@ LORA_TARGETS = [
 class IFCSR(nn.Module):
     """f_theta and f_phi: `endpoints` for use, `restore` for training.
 
-    unet, vae and prompt are frozen (DECISION D8: the VAE on both sides); only the two adapters ever train.
+    unet, vae and prompt are frozen; only the two adapters ever train.
     """
 
     def __init__(self, cfg: Config, unet: UNet2DConditionModel, vae: nn.Module, prompt: Tensor, source: dict):
         super().__init__()
         self.cfg, self.source = cfg, source
+        # DECISION D8: the VAE stays frozen on both sides (OSEDiff adapts its encoder)
         self.unet, self.vae = unet.requires_grad_(False), vae.requires_grad_(False)
         self.register_buffer("prompt", prompt)  # (1, T, D): the text encoder's output for ""
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -75,9 +77,10 @@ class IFCSR(nn.Module):
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> scaled latents z.
 
-        DECISION D9: with noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, as in training;
-        without, its mode, as at inference. An AutoencoderTiny has no posterior and ignores the noise.
+        With noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, without it the mode. An
+        AutoencoderTiny has no posterior and ignores the noise.
         """
+        # DECISION D9: sampled in training, the mode at inference, one z_L for both ends
         code = self.vae.encode(2 * x - 1)
         if isinstance(self.vae, AutoencoderTiny):
             z = code.latents
@@ -87,7 +90,7 @@ class IFCSR(nn.Module):
         return z * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents -> images (N, 3, H, W); not clamped (DECISION D16: clamp at inference only)."""
+        """Scaled latents -> images (N, 3, H, W); not clamped."""
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
     def eps(self, z: Tensor, adapters: str | list[str]) -> Tensor:
@@ -118,7 +121,7 @@ class IFCSR(nn.Module):
             self._active = name
 
     def one_step(self, z_L: Tensor, adapters: str | list[str]) -> Tensor:
-        """E7: z_H = z_L - eps(z_L, t, empty prompt). DECISION D2: plain subtraction, t = cfg.timestep (1)."""
+        """E7: z_H = z_L - eps(z_L, t, empty prompt), t = cfg.timestep."""
         return z_L - self.eps(z_L, adapters)
 
     def restore(self, x_L: Tensor, adapter: str, noise: Tensor | None = None) -> Tensor:
@@ -153,6 +156,7 @@ class IFCSR(nn.Module):
         h, w = x_L.shape[-2:]
         # DECISION D17: reflect to the next multiple at right and bottom, crop after decoding
         padded = F.pad(x_L, (0, -w % self.multiple, 0, -h % self.multiple), mode="reflect")
+        # DECISION D16: clamp at inference only; in training a clamp would stop gradients
         x_fid, x_real = (x[..., :h, :w].clamp(0, 1).to(lq.device) for x in self.restore_both(padded))
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if self.cfg.colour_fix == "adain" else ends

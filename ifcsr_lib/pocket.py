@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .config import Config
 from .data import low_quality, normal, uniform
 from .loss import FeatureDistance, PocketFeatures, _unit
-from .results import atomic
+from .results import atomic, read_json, write_json
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
 
@@ -172,11 +172,8 @@ class Distil:
 
 
 def equal_lins(net: PocketFeatures, crops, cfg: Config, count: int = 64) -> list[Tensor]:
-    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L and x_H.
-
-    DECISION D25: LPIPS fits its channel weights to human judgements, which we have none of; equal strength a depth leaves
-    the balance to k alone.
-    """
+    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L and x_H."""
+    # DECISION D25: LPIPS fits these to human judgements, which we lack; equal strength a depth leaves the balance to k
     ones = FeatureDistance(net, [torch.ones(c) for c in net.channels])
     total = torch.zeros(len(net.channels) + 1)
     for i in range(count):
@@ -200,6 +197,9 @@ def save_autoencoder(vae: AutoencoderTiny, crops, folder: Path, count: int = 48)
         z = torch.cat([vae.encode(2 * crops[i]["x_H"][None] - 1).latents for i in range(count)])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     vae.half().save_pretrained(folder / "vae")
+    settings = read_json(folder / "vae" / "config.json")
+    settings.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it
+    write_json(settings, folder / "vae" / "config.json")
     return vae.float()
 
 

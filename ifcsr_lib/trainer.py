@@ -190,7 +190,8 @@ class _Stage:
         return x_H, x_L, normal(self.cfg.seed, batch["index"], shape).to(x_H)
 
     def gamma(self, batch: dict) -> torch.Tensor:
-        """DECISION D12: gamma ~ U(0, 1) is drawn for each image, not once a batch."""
+        """gamma ~ U(0, 1), (N,)."""
+        # DECISION D12: drawn for each image, not once a batch
         return uniform(self.cfg.seed, batch["index"]).to(batch["x_H"])
 
 
