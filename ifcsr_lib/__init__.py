@@ -15,7 +15,7 @@ _MODULES = (
     "config", "control", "data", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
     "reproduce", "results", "trainer",
 )  # fmt: skip
-__all__ = [*_WHERE, *_MODULES]
+__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str):

@@ -86,7 +86,6 @@ _POCKET = dict(
     precision="no",
     checkpoint_every=60,
     heldout=384,
-    colour_fix="none",
     steps_ablation=60,
 )
 

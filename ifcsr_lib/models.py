@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import ROOT, Config, resolve
+from .config import Config, resolve
 from .control import Endpoints
 from .data import POCKET
 from .images import check_images, upsample
@@ -145,13 +145,16 @@ class IFCSR(nn.Module):
         return 2 ** (len(self.vae.config.block_out_channels) - 1 + len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
-    def endpoints(self, lq: Tensor) -> Endpoints:
+    def endpoints(self, lq: Tensor, colour_fix: str | None = None) -> Endpoints:
         """Both ends of the slider: encode once, both adapters in one batched UNet call, decode once.
 
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
-        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within 1e-5.
+        colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.
+        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within 1e-5 (before
+        the colour fix).
         """
         check_images(lq, "lq")
+        fix = self.cfg.replace(colour_fix=colour_fix or self.cfg.colour_fix).colour_fix
         x_L = upsample(lq.to(self.prompt.device), self.cfg.scale)
         h, w = x_L.shape[-2:]
         # DECISION D17: reflect to the next multiple at right and bottom, crop after decoding
@@ -159,7 +162,7 @@ class IFCSR(nn.Module):
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
         x_fid, x_real = (x[..., :h, :w].clamp(0, 1).to(lq.device) for x in self.restore_both(padded))
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
-        return ends.colour_fixed() if self.cfg.colour_fix == "adain" else ends
+        return ends.colour_fixed() if fix == "adain" else ends
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
         """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""

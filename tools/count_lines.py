@@ -14,9 +14,8 @@ for path in sorted((Path(__file__).parent.parent / "ifcsr_lib").glob("*.py")):
         if token.type not in skip:
             lines |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and ast.get_docstring(node, clean=False) is not None if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) else False:
-            lines -= set(range(body[0].lineno, body[0].end_lineno + 1))
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     print(f"{len(lines):6} {path.name}")
     total += len(lines)
 print(f"{total:6} lines of code in ifcsr_lib")
