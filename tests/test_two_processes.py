@@ -1,0 +1,44 @@
+"""Two CPU processes with half the batch each see the same samples and losses as one process with the whole."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ifcsr_lib.config import ROOT
+
+SCRIPT = """
+import os, sys, numpy as np, torch
+from ifcsr_lib import data, loss, models, trainer
+from ifcsr_lib.config import resolve
+
+torch.set_num_threads(1)
+folder, backbone, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
+cfg = resolve("smoke", overrides={"backbone": backbone, "batch": batch})
+image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+torch.manual_seed(3)
+distance = loss.FeatureDistance(loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels])
+stage = trainer.Stage1(models.new(cfg), distance)
+history = trainer.train(stage, data.Crops({"a": image}, 64, seed=0), cfg, folder, steps=3)
+if os.environ.get("RANK", "0") == "0":
+    print([row["loss"] for row in history])
+"""
+
+
+def losses(command: list[str], folder, *args) -> list[float]:
+    script = folder.parent / "train.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*command, str(script), str(folder), *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return ast.literal_eval(next(line for line in done.stdout.splitlines() if line.startswith("[0")))
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tiny_backbone, tmp_path):
+    """Within 1e-5 relative: only the order of float32 sums differs."""
+    whole = losses([sys.executable], tmp_path / "one", str(tiny_backbone), "4")
+    halves = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    assert losses(halves, tmp_path / "two", str(tiny_backbone), "2") == pytest.approx(whole, rel=1e-5)
