@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ROOT, Config
+from .config import Config
+from .data import POCKET
 
 L = 5  # DECISION D1: l = 0 is the pixel MSE and l = 1..5 the five LPIPS layers, so that k = 1 is "LPIPS + MSE"
-POCKET_FEATURES = ROOT / "data" / "pocket" / "features.safetensors"
+POCKET_FEATURES = POCKET / "features.safetensors"
 
 
 def depth_weights(k: float, direction: str) -> Tensor:

@@ -140,9 +140,14 @@ class IFCSR(nn.Module):
         return self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
 
     @property
+    def vae_factor(self) -> int:
+        """Pixels a latent cell spans on a side: 8 for SD, 4 for pocket."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
     def multiple(self) -> int:
         """Output sides are padded to multiples of this many pixels: VAE factor x UNet factor."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1 + len(self.unet.config.block_out_channels) - 1)
+        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def endpoints(self, lq: Tensor, colour_fix: str | None = None) -> Endpoints:

@@ -185,7 +185,7 @@ class _Stage:
     def inputs(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x_H = batch["x_H"]
         _, x_L = low_quality(x_H, self.cfg, batch["index"])
-        factor = 2 ** (len(self.model.vae.config.block_out_channels) - 1)
+        factor = self.model.vae_factor
         shape = (self.model.unet.config.in_channels, x_H.shape[-2] // factor, x_H.shape[-1] // factor)
         return x_H, x_L, normal(self.cfg.seed, batch["index"], shape).to(x_H)
 
