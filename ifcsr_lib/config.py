@@ -30,9 +30,12 @@ class Config:
     # loss
     features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
     k: float = 7.0  # the paper
+    adversarial: float = 0.0  # NOT from the paper: weight of a hinge GAN loss on x_real in stage 2; 0 leaves it out
     # degradation and data
     preset: str = "x4plus"  # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
+    heldout_preset: str = "x4plus"  # what notebook 01 does to the held-out photographs
     patch: int = 512  # pixels of x_H, the paper
+    training_set: str = "train"  # folder of photographs in $IFCSR_DATA; "shipped": those of the installed wheels
     # optimisation
     batch: int = 4  # the paper
     lr: float = 5e-5  # the paper
@@ -46,14 +49,18 @@ class Config:
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
     checkpoint_every: int = 500
     # evaluation
+    border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
     # ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
+    seeds_ablation: int = 1
     # the pocket backbone (notebook 90)
     steps_features: int = 900
     steps_autoencoder: int = 2600
-    steps_prior: int = 1500
+    steps_prior: int = 3000
+    prior_init: str = "new"  # "shipped" goes on from the backbone in data/pocket
+    prior_restoring: float = 0.75  # DECISION D26: this share of a batch restores at `timestep`, the rest predicts noise
 
     @property
     def hash(self) -> str:
@@ -78,6 +85,9 @@ _POCKET = dict(
     backbone="pocket",
     features="pocket",
     # DECISION D15: pocket trains minutes on 2 CPU cores, so fewer, larger steps on smaller patches
+    preset="mixed",
+    training_set="shipped",
+    border=16,
     patch=96,
     lr=1e-3,
     schedule="cosine",
@@ -98,7 +108,9 @@ PROFILES: dict[str, dict] = {
 
 _CHOICES = {
     "features": ("vgg16", "pocket"),
-    "preset": ("x4plus", "light"),
+    "preset": ("x4plus", "light", "mixed"),
+    "heldout_preset": ("x4plus", "light"),
+    "prior_init": ("new", "shipped"),
     "precision": ("no", "bf16"),
     "schedule": ("constant", "cosine"),
     "colour_fix": ("none", "adain"),
@@ -156,13 +168,15 @@ def _checked(cfg: Config) -> Config:
         value = getattr(cfg, name)
         if field.type == "float" and not math.isfinite(value):
             raise ValueError(f"{name}={value!r} is not a finite number")
-        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2") else None
+        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_restoring") else None
         if low is None and field.type in ("int", "float") and value <= 0 or low == 0 and value < 0:
             raise ValueError(f"{name}={value!r}; allowed: {'0 or more' if low == 0 else 'more than 0'}")
     if cfg.k < 1:
         raise ValueError(f"k={cfg.k}; allowed: 1 or more (k = 1 is the LPIPS + MSE baseline)")
     if not (cfg.beta1 < 1 and cfg.beta2 < 1):
         raise ValueError(f"beta1={cfg.beta1}, beta2={cfg.beta2}; allowed: at least 0 and less than 1")
+    if cfg.prior_restoring > 1 or cfg.border % 4:
+        raise ValueError(f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4")
     if cfg.scale != 4:
         raise ValueError(f"scale={cfg.scale}; allowed: 4, the only factor of the paper and of the degradation")
     if cfg.patch % 32 or cfg.patch < 64:

@@ -82,23 +82,25 @@ def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     return [(name, sides[0][name], sides[1][name]) for name in sorted(sides[0])]
 
 
-def write_pairs(cfg: Config) -> Path:
-    """Degrade the held-out photographs once: results/<profile>/pairs/{LR,HR}/<name>.png, with provenance.
+def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: str = "pairs", side: int | None = None) -> Path:
+    """Degrade photographs once: results/<profile>/<name>/{LR,HR}/<photo>.png, with provenance.
 
-    HR is the centre of the photograph, sides of at most cfg.heldout; LR is its x4 degradation (cfg.preset, cfg.seed).
+    HR is the centre of the photograph, sides of at most `side` (cfg.heldout); LR is its x4 degradation
+    (cfg.heldout_preset, cfg.seed, numbered in the order of files). files: default is the held-out photographs.
     """
     from .degradation import degrade
 
-    folder = cfg.results / "pairs"
-    files = photos("heldout")
-    for i, photo in enumerate(files):
-        x = load_photo(photo)
-        h, w = (min(s, cfg.heldout) for s in x.shape[-2:])
+    folder, side = cfg.results / name, side or cfg.heldout
+    files = photos("heldout") if files is None else files
+    paths = [f.path if isinstance(f, PhotoFile) else Path(f) for f in files]
+    for i, (photo, path) in enumerate(zip(files, paths, strict=True)):
+        x, stem = load_photo(photo), photo.name if isinstance(photo, PhotoFile) else path.stem
+        h, w = (min(s, side) for s in x.shape[-2:])
         top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
         x_H = x[..., top : top + h, left : left + w]
-        write_image(x_H, folder / "HR" / f"{photo.name}.png")
-        write_image(degrade(x_H, cfg.seed, cfg.preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{photo.name}.png")
-    write_sidecar(folder, cfg, inputs=[p.path for p in files])
+        write_image(x_H, folder / "HR" / f"{stem}.png")
+        write_image(degrade(x_H, cfg.seed, cfg.heldout_preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{stem}.png")
+    write_sidecar(folder, cfg, inputs=paths)
     return folder
 
 
@@ -149,14 +151,16 @@ class Crops(Dataset):
 
 
 def training_crops(cfg: Config) -> Crops:
-    """The crops stages 1 and 2 train on: the train split of the pocket photographs, or $IFCSR_DATA/train for paper."""
-    if cfg.profile == "paper":
-        folder = user_data("train")
-        if folder is None:
-            raise FileNotFoundError("no training images: set IFCSR_DATA to a folder with train/ (see data/README.md)")
-        paths = list_images(folder)
-    else:
+    """The crops stages 1 and 2 train on: photographs of cfg.training_set, a folder of $IFCSR_DATA or "shipped"."""
+    if cfg.training_set == "shipped":
         paths = [p.path for p in photos("train")]
+    else:
+        folder = user_data(cfg.training_set)
+        if folder is None:
+            raise FileNotFoundError(
+                f"no training images: set IFCSR_DATA to a folder with {cfg.training_set}/ (see data/README.md)"
+            )
+        paths = list_images(folder)
     return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
 
 
@@ -174,9 +178,15 @@ def uniform(seed: int, index) -> Tensor:
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
     """Degrade clean patches: (N, 3, H, W) -> lq (N, 3, H/4, W/4) and x_L, its bicubic x4, (N, 3, H, W).
 
-    index: sample index of each image; with cfg.seed it fixes every random draw.
+    index: sample index of each image; with cfg.seed it fixes every random draw. cfg.preset "mixed" takes x4plus for
+    even and light for odd indices.
     """
     from .degradation import degrade
 
-    lq = degrade(x_H, seed=cfg.seed, preset=cfg.preset, index=[int(i) for i in index])
+    index = [int(i) for i in index]
+    if cfg.preset == "mixed":
+        presets = ["light" if i % 2 else "x4plus" for i in index]
+        lq = torch.cat([degrade(x, cfg.seed, p, [i]) for x, p, i in zip(x_H.split(1), presets, index, strict=True)])
+    else:
+        lq = degrade(x_H, seed=cfg.seed, preset=cfg.preset, index=index)
     return lq, upsample(lq, cfg.scale)

@@ -46,6 +46,16 @@ def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, 
     return pictures(images, columns=len(images), crop=crop)
 
 
+def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
+    """A contact sheet: a row an image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
+    images = {}
+    for name, (ends, hr) in rows.items():
+        top, left = ((s - side) // 2 for s in hr.shape[-2:])
+        shown = {"bicubic": ends.x_L} | {f"gamma {g:g}": ends.blend(float(g)) for g in gammas} | {"HR": hr}
+        images |= {f"{name}, {k}": x[..., top : top + side, left : left + side] for k, x in shown.items()}
+    return pictures(images, columns=len(gammas) + 2, size=2.0)
+
+
 def losses(history: list[dict], title: str, key: str = "loss"):
     """A training curve with its running mean over a twentieth of the run."""
     table = pd.DataFrame(history).set_index("step")[key]

@@ -67,28 +67,55 @@ def _unit(f: Tensor) -> Tensor:
     return f / (f.square().sum(1, keepdim=True) + 1e-10).sqrt()
 
 
-class PocketFeatures(nn.Module):
-    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU a stage, 2x2 max pooling between stages.
+class Discriminator(nn.Module):
+    """A small patch discriminator for cfg.adversarial (not from the paper): (N, 3, H, W) in [0, 1] -> logits
+    (N, 1, H/4, W/4), above 0 for what looks like a photograph. Spectral normalisation on every convolution."""
 
-    (N, 3, H, W) in [0, 1] -> five maps at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
-    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb.
+    def __init__(self, width: int = 32):
+        super().__init__()
+        shapes = ((3, width, 3, 1), (width, 2 * width, 4, 2), (2 * width, 4 * width, 4, 2), (4 * width, 4 * width, 3, 1))
+        layers = []
+        for a, b, size, stride in shapes:
+            layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, size, stride, 1)), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.utils.parametrizations.spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(2 * x - 1)
+
+
+def hinge(net: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss of the image's maker, loss of the discriminator), both means over all logits; each trains its own side only."""
+    net.requires_grad_(False)
+    maker = -net(fake).mean()
+    net.requires_grad_(True)
+    judge = F.relu(1 - net(real)).mean() + F.relu(1 + net(fake.detach())).mean()
+    return maker, judge
+
+
+class PocketFeatures(nn.Module):
+    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU a stage, 2x2 max pooling between stages, and on each
+    stage a 1x1 head that predicts what its teacher sees there.
+
+    (N, 3, H, W) in [0, 1] -> five maps of `channels` at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
+    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb (pocket.Distil).
     """
 
-    channels = (16, 32, 64, 96, 128)
+    trunk = (16, 32, 64, 96, 128)
+    channels = (64, 128, 256, 512, 768)
 
     def __init__(self):
         super().__init__()
-        wide = (3, *self.channels)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
-            for a, b in itertools.pairwise(wide)
+            for a, b in itertools.pairwise((3, *self.trunk))
         )
+        self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.trunk, self.channels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         f, maps = (x - 0.5) / 0.25, []
-        for i, stage in enumerate(self.stages):
+        for i, (stage, head) in enumerate(zip(self.stages, self.heads)):
             f = stage(F.max_pool2d(f, 2) if i else f)
-            maps.append(f)
+            maps.append(head(f))
         return maps
 
 

@@ -25,6 +25,8 @@ from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
 
+SHIPPED = {"pocket": "adapters", "pocket-adversarial": "adapters_adversarial"}
+
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut",
@@ -162,10 +164,11 @@ class IFCSR(nn.Module):
         fix = self.cfg.replace(colour_fix=colour_fix or self.cfg.colour_fix).colour_fix
         x_L = upsample(lq.to(self.prompt.device), self.cfg.scale)
         h, w = x_L.shape[-2:]
-        # DECISION D17: reflect to the next multiple at right and bottom, crop after decoding
-        padded = F.pad(x_L, (0, -w % self.multiple, 0, -h % self.multiple), mode="reflect")
+        # DECISION D17: reflect cfg.border pixels on every side, then to the next multiple; crop after decoding
+        b, m = self.cfg.border, self.multiple
+        padded = F.pad(x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
-        x_fid, x_real = (x[..., :h, :w].clamp(0, 1).to(lq.device) for x in self.restore_both(padded))
+        x_fid, x_real = (x[..., b : b + h, b : b + w].clamp(0, 1).to(lq.device) for x in self.restore_both(padded))
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if fix == "adain" else ends
 
@@ -227,11 +230,12 @@ def new(cfg: Config) -> IFCSR:
 def load(name: str | Path = "pocket", device: str | torch.device | None = None) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
+    name: "pocket" (shipped), "pocket-adversarial" (the same with a realism end that is not by the paper's recipe, see
+        data/README.md), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
         (unet/ and vae/ in diffusers' layout), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     """
-    folder = POCKET / "adapters" if name == "pocket" else _folder(str(name), None)
+    folder = POCKET / SHIPPED[name] if name in SHIPPED else _folder(str(name), None)
     if (folder / "ifcsr.json").exists():
         model = _load_saved(folder)
     else:

@@ -82,13 +82,19 @@ class Autoencode:
         return loss, {"psnr": -10 * math.log10(mse.item())}
 
 
-class Denoise:
-    """Noise prediction on latents: eps(z_t, t, prompt) for t uniform in 0..999; the prompt tokens are learned too."""
+class Prior:
+    """What stands in for SD's knowledge of photographs: noise prediction, and the one step of E7 without an adapter.
 
+    In every batch the first round(cfg.prior_restoring * N) samples restore: the target at t = cfg.timestep, given z_L, is
+    z_L - z_H. The others predict noise, eps(z_t, t, prompt) with t uniform above cfg.timestep up to 999. Both are the mean
+    squared error on latents; the prompt tokens are learned along.
+    """
+
+    # DECISION D26: 10 M parameters hold too little for rank 4 to find restoration in them, so the backbone has seen it
     name = "prior"
 
-    def __init__(self, unet: UNet2DConditionModel, prompt: nn.Parameter, vae: AutoencoderTiny, seed: int):
-        self.unet, self.prompt, self.vae, self.seed = unet.train(), prompt, vae.eval(), seed
+    def __init__(self, unet: UNet2DConditionModel, prompt: nn.Parameter, vae: AutoencoderTiny, cfg: Config):
+        self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.eval(), cfg
         self.schedule = noise_schedule()
 
     def modules(self) -> list[nn.Module]:
@@ -98,13 +104,24 @@ class Denoise:
         return {**{f"unet.{n}": p for n, p in self.unet.named_parameters()}, "prompt": self.prompt}
 
     def loss(self, batch: dict) -> tuple[Tensor, dict]:
+        x_H, index, cfg = batch["x_H"], batch["index"], self.cfg
+        n = round(cfg.prior_restoring * len(x_H))
         with torch.no_grad():
-            z = self.vae.encode(2 * batch["x_H"] - 1).latents * self.vae.config.scaling_factor
-        noise = normal(self.seed, batch["index"], z.shape[1:]).to(z)
-        t = (1000 * uniform(self.seed, batch["index"])).long()
-        z_t = self.schedule.add_noise(z, noise, t.to(z.device))
-        eps = self.unet(z_t, t.to(z.device), self.prompt.expand(len(z), -1, -1)).sample
-        return F.mse_loss(eps, noise), {}
+            z_H = self._encode(x_H)
+            z_L = self._encode(low_quality(x_H[:n], cfg, index[:n])[1]) if n else z_H[:0]
+        noise = normal(cfg.seed, index, z_H.shape[1:]).to(z_H)[n:]
+        t = (cfg.timestep + 1 + (999 - cfg.timestep) * uniform(cfg.seed, index)).long()
+        t[:n] = cfg.timestep
+        t = t.to(z_H.device)
+        z_in = torch.cat([z_L, self.schedule.add_noise(z_H[n:], noise, t[n:])])
+        target = torch.cat([z_L - z_H[:n], noise])
+        eps = self.unet(z_in, t, self.prompt.expand(len(z_H), -1, -1)).sample
+        each = (eps - target).square().mean((1, 2, 3))
+        return each.mean(), {name: part.mean().item() for name, part in (("restoring", each[:n]), ("noise", each[n:]))}
+
+    def _encode(self, x: Tensor) -> Tensor:
+        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
+        return self.vae.encode(x).latents * self.vae.config.scaling_factor
 
 
 def teacher_features(path: Path) -> nn.Module:
@@ -140,35 +157,38 @@ class _Teacher(nn.Module):
 
 
 class Distil:
-    """The student's stage l predicts the teacher's unit-normalised stage l through a linear head.
+    """The student's stage l predicts the teacher's unit-normalised stage l, on photographs and on their degraded x_L, and
+    the squared distance between the two comes out as the teacher's.
 
     Stage 5 has no teacher layer: its target is the local energy of the teacher's deepest two stages, pooled to stride
     16, a description of texture that ignores where exactly each stroke lies.
     """
 
     name = "features"
-    widths = (64, 128, 256, 512, 768)
 
-    def __init__(self, student: PocketFeatures, teacher: nn.Module):
-        self.student, self.teacher = student.train(), teacher
-        self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(student.channels, self.widths))
+    def __init__(self, student: PocketFeatures, teacher: nn.Module, cfg: Config):
+        self.student, self.teacher, self.cfg = student.train(), teacher, cfg
 
     def modules(self) -> list[nn.Module]:
-        return [self.student, self.teacher, self.heads]
+        return [self.student, self.teacher]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return dict(nn.ModuleDict({"student": self.student, "heads": self.heads}).named_parameters())
+        return dict(self.student.named_parameters())
 
     def loss(self, batch: dict) -> tuple[Tensor, dict]:
-        x = batch["x_H"]
+        n = len(batch["x_H"])
+        x = torch.cat([batch["x_H"], low_quality(batch["x_H"], self.cfg, batch["index"])[1]])
         with torch.no_grad():
             maps = self.teacher(x)
             energy = [F.avg_pool2d(m.square(), s).add(1e-6).sqrt() for m, s in ((maps[2], 4), (maps[3], 2))]
             targets = [_unit(m) for m in (*maps, torch.cat([_unit(e) for e in energy], 1))]
-        close = [
-            (_unit(head(f)) * t).sum(1).mean() for head, f, t in zip(self.heads, self.student(x), targets, strict=True)
-        ]
-        return torch.stack([1 - c for c in close]).mean(), {f"cos{i}": c.item() for i, c in enumerate(close, 1)}
+        total, logs = 0.0, {}
+        for i, (f, t) in enumerate(zip(map(_unit, self.student(x)), targets, strict=True), 1):
+            cosine = (f * t).sum(1).mean()
+            own, wanted = ((m[:n] - m[n:]).square().sum(1).mean((1, 2)) for m in (f, t))
+            total = total + 1 - cosine + (own - wanted).square().mean()
+            logs |= {f"cos{i}": cosine.item(), f"gap{i}": (own - wanted).abs().mean().item()}
+        return total / len(targets), logs
 
 
 def equal_lins(net: PocketFeatures, crops, cfg: Config, count: int = 64) -> list[Tensor]:

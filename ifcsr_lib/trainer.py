@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from .config import Config
 from .control import blend
 from .data import low_quality, normal, uniform
-from .loss import FeatureDistance, depth_weights, specialised_loss
+from .loss import Discriminator, FeatureDistance, depth_weights, hinge, specialised_loss
 from .models import IFCSR, new
 from .results import atomic, sha256
 
@@ -114,6 +114,11 @@ def _loader(samples, start: int, steps: int, batch: int, accelerator: Accelerato
     return DataLoader(samples, batch_sampler=index, num_workers=workers)
 
 
+def _buffers(objective) -> dict[str, torch.Tensor]:
+    """What moves beside the weights, such as the state of the judge's spectral normalisation."""
+    return {f"{i}.{name}": b for i, m in enumerate(objective.modules()) for name, b in m.named_buffers()}
+
+
 def _identity(objective, cfg: Config, steps: int) -> dict:
     return {"objective": objective.name, "config": cfg.hash, "steps": steps}
 
@@ -123,6 +128,7 @@ def _save(last: Path, objective, named, optimiser, cfg: Config, steps: int, hist
         "run": _identity(objective, cfg, steps),
         "step": history[-1]["step"],
         "weights": {name: p.detach().cpu() for name, p in named.items()},
+        "buffers": {name: b.cpu() for name, b in _buffers(objective).items()},
         "optimiser": optimiser.state_dict(),
         "rng": torch.get_rng_state(),
         "history": history,
@@ -145,6 +151,8 @@ def _resume(last: Path, objective, named, optimiser, cfg: Config, steps: int) ->
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(state["weights"][name])
+        for name, b in _buffers(objective).items():
+            b.copy_(state["buffers"][name])
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     return state["step"], state["history"]
@@ -214,8 +222,20 @@ class Stage2(_Stage):
 
     name = "stage2"
 
+    def __init__(self, model, distance):
+        super().__init__(model, distance)
+        self.judge = None
+        if self.cfg.adversarial:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.cfg.seed)
+                self.judge = Discriminator()
+
+    def modules(self):
+        return super().modules() + ([self.judge] if self.judge else [])
+
     def trainable(self):
-        return self.model.train_only("realism")
+        judge = self.judge.named_parameters() if self.judge else ()
+        return self.model.train_only("realism") | {f"judge.{name}": p for name, p in judge}
 
     def loss(self, batch):
         x_H, x_L, noise = self.inputs(batch)
@@ -223,7 +243,12 @@ class Stage2(_Stage):
             x_fid = self.model.restore(x_L, "fidelity", noise)
         x_real = self.model.restore(x_L, "realism", noise)
         x_hat = blend(x_fid, x_real, self.gamma(batch))
-        return specialised_loss(self.distance(x_hat, x_H), depth_weights(self.cfg.k, "realism")), {}
+        loss = specialised_loss(self.distance(x_hat, x_H), depth_weights(self.cfg.k, "realism"))
+        if self.judge is None:
+            return loss, {}
+        # not from the paper: x_real alone faces the judge, which has one optimiser with phi and its own loss
+        maker, judge = hinge(self.judge, x_real, x_H)
+        return loss + self.cfg.adversarial * maker + judge, {"paper": loss.item(), "judge": judge.item()}
 
 
 class Joint(_Stage):

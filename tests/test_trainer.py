@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ifcsr_lib import models, trainer
-from ifcsr_lib.data import Crops
-from ifcsr_lib.loss import FeatureDistance, PocketFeatures
+from ifcsr_lib.data import Crops, low_quality
+from ifcsr_lib.loss import FeatureDistance, PocketFeatures, hinge
 
 TORCH_SEED = 3
 
@@ -44,8 +44,9 @@ def test_only_the_right_lora_moves(stage, names, tiny_cfg, crops, tmp_path):
     assert all(".lora_A." in k or ".lora_B." in k for k in changed)
 
 
-def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tiny_cfg, crops, tmp_path):
-    cfg = tiny_cfg.replace(checkpoint_every=1)
+@pytest.mark.parametrize("stage, adversarial", [(trainer.Stage1, 0.0), (trainer.Stage2, 0.5)])
+def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(stage, adversarial, tiny_cfg, crops, tmp_path):
+    cfg = tiny_cfg.replace(checkpoint_every=1, adversarial=adversarial)
 
     def run(folder, stop_after=None):
         model = models.new(cfg)
@@ -55,7 +56,7 @@ def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tiny_cfg, crops
                 raise KeyboardInterrupt
 
         try:
-            history = trainer.train(trainer.Stage1(model, distance()), crops, cfg, folder, steps=3, on_step=stop)
+            history = trainer.train(stage(model, distance()), crops, cfg, folder, steps=3, on_step=stop)
         except KeyboardInterrupt:
             history = None
         return snapshot(model), history
@@ -103,6 +104,35 @@ def test_stage2_gradient_is_gamma_times(tiny_cfg, crops):
     batch = {"x_H": torch.stack([crops[i]["x_H"] for i in (0, 1)]), "index": torch.tensor([0, 1])}
     stage.loss(batch)[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in params.values())
+
+
+def test_the_adversarial_switch_is_off_by_default_and_adds_only_to_phi(tiny_cfg, crops, tmp_path):
+    """Not from the paper. Off: no judge at all. On: theta stays, phi and the judge move, each by its own loss alone."""
+    assert trainer.Stage2(models.new(tiny_cfg), distance()).judge is None
+    cfg = tiny_cfg.replace(adversarial=0.5)
+    model = models.new(cfg)
+    before, stage = snapshot(model), trainer.Stage2(model, distance())
+    judge = {k: v.clone() for k, v in stage.judge.named_parameters()}
+    history = trainer.train(stage, crops, cfg, tmp_path, steps=2)
+    assert {k.split(".")[-2] for k in moved(model, before)} == {"realism"}
+    assert any(not torch.equal(v, judge[k]) for k, v in stage.judge.named_parameters())
+    assert {"paper", "judge"} <= set(history[0])
+    stage.judge.zero_grad()  # to None
+    fake = torch.rand(1, 3, 64, 64, requires_grad=True)
+    maker, _ = hinge(stage.judge, fake, torch.rand(1, 3, 64, 64))
+    maker.backward()
+    assert fake.grad.any() and all(p.grad is None for p in stage.judge.parameters())
+    fake = torch.rand(1, 3, 64, 64, requires_grad=True)
+    hinge(stage.judge, fake, torch.rand(1, 3, 64, 64))[1].backward()
+    assert fake.grad is None and any(p.grad is not None and p.grad.any() for p in stage.judge.parameters())
+
+
+def test_mixed_is_x4plus_for_even_and_light_for_odd_indices(tiny_cfg, crops):
+    x_H = torch.stack([crops[i]["x_H"] for i in (4, 5)])
+    mixed = low_quality(x_H, tiny_cfg.replace(preset="mixed"), [4, 5])
+    for i, preset in enumerate(("x4plus", "light")):
+        alone = low_quality(x_H[i : i + 1], tiny_cfg.replace(preset=preset), [4 + i])
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(mixed, alone, strict=True))
 
 
 def test_crops_depend_on_seed_and_index_alone(crops):
