@@ -217,16 +217,22 @@ def save_autoencoder(vae: AutoencoderTiny, crops, folder: Path, count: int = 48)
         z = torch.cat([vae.encode(2 * crops[i]["x_H"][None] - 1).latents for i in range(count)])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     vae.half().save_pretrained(folder / "vae")
-    settings = read_json(folder / "vae" / "config.json")
-    settings.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads it
-    write_json(settings, folder / "vae" / "config.json")
+    _tidy(folder / "vae" / "config.json")
     return vae.float()
 
 
 def save_prior(unet: UNet2DConditionModel, prompt: Tensor, folder: Path) -> None:
     """unet/ in diffusers' layout, float16, and empty_prompt.safetensors (1, 4, 64)."""
     unet.half().save_pretrained(folder / "unet")
+    _tidy(folder / "unet" / "config.json")
     _save({"prompt": prompt.detach().half().contiguous()}, folder / "empty_prompt.safetensors")
+
+
+def _tidy(config: Path) -> None:
+    """Drop what diffusers writes and then warns of, or where on this machine a model came from."""
+    settings = read_json(config)
+    kept = {k: v for k, v in settings.items() if k != "_name_or_path" and (k, config.parent.name) != ("block_out_channels", "vae")}
+    write_json(kept, config)
 
 
 def _save(state: dict[str, Tensor], path: Path) -> Path:
