@@ -25,8 +25,6 @@ from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
 
-SHIPPED = {"pocket": "adapters", "pocket-adversarial": "adapters_adversarial"}
-
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut",
@@ -230,12 +228,11 @@ def new(cfg: Config) -> IFCSR:
 def load(name: str | Path = "pocket", device: str | torch.device | None = None) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" (shipped), "pocket-adversarial" (the same with a realism end that is not by the paper's recipe, see
-        data/README.md), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
+    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
         (unet/ and vae/ in diffusers' layout), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     """
-    folder = POCKET / SHIPPED[name] if name in SHIPPED else _folder(str(name), None)
+    folder = POCKET / "adapters" if name == "pocket" else _folder(str(name), None)
     if (folder / "ifcsr.json").exists():
         model = _load_saved(folder)
     else:
