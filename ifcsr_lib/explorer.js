@@ -437,7 +437,7 @@ class PainterGL {
 
 // A GPU that is really there; software GL is slower than the plain path.
 function hasGPU() {
-  const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
+  const gl = globalThis.OffscreenCanvas && new OffscreenCanvas(1, 1).getContext("webgl2");
   if (!gl) return false;
   const info = gl.getExtension("WEBGL_debug_renderer_info");
   const name = String(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : gl.getParameter(gl.RENDERER));
@@ -516,21 +516,21 @@ class Scene {
   get image() { return this.spec.images[this.index]; }
   get gamma() { return this.gammas[this.index]; }
   get map() { return this.maps.get(this.index) || null; }
-  take({gamma, gammas, same_gamma, index, view}) {
-    if (same_gamma !== undefined) this.same = same_gamma;
-    if (index !== undefined) this.index = index;
-    if (gammas !== undefined) this.gammas = [...gammas];
-    if (gamma !== undefined) this.gammas = this.same ? this.gammas.map(() => gamma) : this.gammas.with(this.index, gamma);
-    if (view !== undefined) this.view = {x: view[0], y: view[1], zoom: view[2]};
+  take({gammas, same_gamma, index, view}) {
+    this.same = same_gamma;
+    this.index = index;
+    this.gammas = [...gammas];
+    this.view = {x: view[0], y: view[1], zoom: view[2]};
   }
   // the other side (Python, another view of the same model) moved
   receive(state) {
-    const before = this.index, same = JSON.stringify(this.state()) === JSON.stringify({...this.state(), ...state});
-    if (same) return;
+    const before = this.state();
+    if (JSON.stringify(before) === JSON.stringify({...before, ...state})) return;
     this.take(state);
     this.sameBox.checked = this.same;
-    if (this.index !== before) { this.ready = this.pick(this.index); this.ready.catch(error => this.say(error)); return; }
-    this.repaint(state.view ? "show" : "gamma");
+    this.zoomed();
+    if (this.index !== before.index) { this.ready = this.pick(this.index); this.ready.catch(error => this.say(error)); return; }
+    this.repaint(JSON.stringify(before.view) === JSON.stringify(state.view) ? "gamma" : "show");
   }
   state() {
     const {x, y, zoom} = this.view;
@@ -906,11 +906,11 @@ class View extends Scene {
       h("div", {class: "ifcsr-row ifcsr-top"}, this.gallery, this.sameLabel), this.stagesBox,
       h("div", {class: "ifcsr-row ifcsr-slide"}, h("span", {"aria-hidden": "true"}, "faithful"), this.slider, h("span", {"aria-hidden": "true"}, "realistic"), field("γ", this.typed)),
       row("presets", ...this.presetButtons, this.undoButton, this.redoButton, this.heldButton),
-      this.message, this.status,
-      row("view", ...zooms, lensLabel), row("compare", field("compare", this.againstBox), field("wipe", this.wipeBox), field("overlay", this.tintBox), this.legend),
-      row("brush", brushLabel), this.brushRow,
-      row("files", this.bitsBox, button("Export PNG", "the whole picture as a PNG file", () => this.exportPNG()), button("Open .ifcsr.zip…", "add an endpoint pair", () => pairFile.click()), pairFile),
-      this.curves, h("small", {class: "ifcsr-made"}));
+      this.message,
+      h("div", {class: "ifcsr-row ifcsr-tools"}, row("view", ...zooms, lensLabel, brushLabel),
+        row("compare", field("compare", this.againstBox), field("wipe", this.wipeBox), field("overlay", this.tintBox), this.legend),
+        row("files", this.bitsBox, button("Export PNG", "the whole picture as a PNG file", () => this.exportPNG()), button("Open .ifcsr.zip…", "add an endpoint pair", () => pairFile.click()), pairFile)),
+      this.brushRow, this.status, this.curves, h("small", {class: "ifcsr-made"}));
     this.made = this.root.lastElementChild;
     this.makeGallery();
 
@@ -1031,10 +1031,11 @@ class View extends Scene {
   setView(view) {
     const [x, y, zoom] = [clamp(view.x, 0, 1), clamp(view.y, 0, 1), view.zoom];
     this.view = {x, y, zoom};
-    for (const pane of this.panes) pane.stage.classList.toggle("ifcsr-zoomed", zoom > 0);
+    this.zoomed();
     this.repaint("show");
     this.tell();
   }
+  zoomed() { for (const pane of this.panes) pane.stage.classList.toggle("ifcsr-zoomed", this.view.zoom > 0); }
   zooms() { // from the fitting zoom up: in steps of a root of two to 1, then whole numbers
     const {canvas} = this.panes[0], fit = this.zoomOf(canvas, 0), below = [];
     for (let z = Math.SQRT1_2; z > fit * 1.05; z *= Math.SQRT1_2) below.unshift(z);
@@ -1440,7 +1441,8 @@ function render({model, el}) {
     const parts = bytes ? Math.max(1, Math.ceil(bytes.length / CHUNK)) : 1, id = `${me}-${sent++}`;
     for (let k = 0; k < parts; k++) model.send({...content, view: me, id, part: k, parts}, undefined, bytes ? [bytes.slice(k * CHUNK, (k + 1) * CHUNK).buffer] : []);
   };
-  const keys = ["gamma", "gammas", "same_gamma", "index", "view"];
+  const keys = ["gammas", "same_gamma", "index", "view"]; // Python keeps gamma = gammas[index]
+  let telling = false;
   const now = () => Object.fromEntries(keys.map(k => [k, model.get(k)]));
   const host = {
     live: true, spec: structuredClone(model.get("_spec")), state: now(), pictures: new Map(),
@@ -1454,9 +1456,10 @@ function render({model, el}) {
       return waiting.get(key).promise;
     },
     changed(state) {
-      let moved = false;
-      for (const k of keys) if (JSON.stringify(model.get(k)) !== JSON.stringify(state[k])) { model.set(k, state[k]); moved = true; }
-      if (moved) model.save_changes();
+      const moved = ["gamma", ...keys].filter(k => JSON.stringify(model.get(k)) !== JSON.stringify(state[k]));
+      telling = true; // each `set` fires an event in the middle of the change
+      try { for (const k of moved) model.set(k, state[k]); } finally { telling = false; }
+      if (moved.length) model.save_changes();
     },
     map(i, png) { send({kind: "map", image: i, clear: !png}, png); },
     action(kind, detail = {}, bytes = null) { send({...detail, kind}, bytes); },
@@ -1475,7 +1478,7 @@ function render({model, el}) {
       if (content.image === view.index) view.mapChanged(false);
     } else if (content.kind === "note") view.note(content.text);
   });
-  const changes = view.safe(() => view.receive(now()));
+  const changes = view.safe(() => { if (!telling) view.receive(now()); });
   const failed = () => view.alert(model.get("error"));
   const respec = view.safe(() => {
     const count = view.spec.images.length;

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import __version__, portable
 from .control import Endpoints
-from .evaluate import EPS, GAMMAS, METRICS, _items, _load, _luma_errors, missing, sweep
+from .evaluate import EPS, METRICS, _items, _load, _luma_errors, missing, sweep
 from .images import decode_image, encode_png, read_image, to_uint8, upsample
 from .results import atomic
 
@@ -217,7 +217,10 @@ class Explorer(anywidget.AnyWidget):
             self.error = ""
 
     def set_state(self, state) -> None:
+        """What the page sends. Judged before anything is set: traitlets takes back only its own errors."""
         try:
+            for name in {"gamma", "gammas", "index", "view"} & set(state):
+                self.traits()[name]._validate(self, state[name])
             super().set_state(state)
         except Exception as error:
             self._fail(error)
@@ -234,7 +237,8 @@ class Explorer(anywidget.AnyWidget):
                 parts[content["part"]] = data[0]
                 if len(parts) < content["parts"]:
                     return
-                data = [b"".join(self._halves.pop(content["id"])[k] for k in range(content["parts"]))]
+                del self._halves[content["id"]]
+                data = [b"".join(parts[k] for k in sorted(parts))]
             getattr(self, f"_on_{content['kind']}")(content, data[0] if data else None)
         except Exception as error:  # noqa: BLE001  ipywidgets would only log it
             self._fail(error)
@@ -358,7 +362,7 @@ class Explorer(anywidget.AnyWidget):
             out["consistency"] = psnr(known["consistency"], gamma)
         return out
 
-    def measure(self, gammas=GAMMAS, metrics=None) -> None:
+    def measure(self, gammas=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metrics=None) -> None:
         """Sweep metrics over the shown image (seconds; no network of ours runs) and draw them as curves with a marker.
 
         metrics: names of evaluate.METRICS; default SSIM (with hr) and NIQE, or niqe-pocket where NIQE's parameters are

@@ -101,6 +101,8 @@ def _read(file: zipfile.ZipFile) -> Endpoints:
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{entry['file']} is not the one ifcsr.json describes (sha256 differs)")
             stacks[part].append(decode_image(data, entry["file"]).rgb)
+    if isinstance(card["gamma"], bool) or not isinstance(card["gamma"], (int, float)) or not 0 <= card["gamma"] <= 1:
+        raise ValueError(f"gamma={card['gamma']!r}; allowed: 0 to 1")
     if not card["images"] or (stacks["x_L"] and len(stacks["x_L"]) < len(card["images"])):
         raise ValueError("no image in it" if not card["images"] else "x_L is there for some images only")
     made = {key: card[key] for key in ("model", "hash", "gamma", "bits")}
