@@ -179,8 +179,8 @@ async function sha256(bytes) {
 }
 
 // The images of an .ifcsr.zip: [{name, width, height, ..., bytes: {"0/fid": png, ...}}], errors as Endpoints.load gives.
-async function openPair(bytes, name) {
-  const files = await unzip(bytes, name), bad = why => new Error(`${name}: ${why}; write it again with ends.save`);
+async function openPair(bytes, file, name) {
+  const files = await unzip(bytes, file), bad = why => new Error(`${file}: ${why}; write it again with ends.save`);
   if (!files.has("ifcsr.json")) throw bad("no ifcsr.json in it, so it is no endpoint pair");
   let card;
   try { card = JSON.parse(new TextDecoder().decode(files.get("ifcsr.json"))); } catch { throw bad("ifcsr.json is not JSON"); }
@@ -362,7 +362,8 @@ void main() {
   vec3 r = whole ? texelFetch(real, k, 0).rgb : textureLod(real, p / size, lod).rgb;
   float g = gamma;
   if (mapped > 0.5) { vec2 m = texelFetch(map, k, 0).rg; g = (1.0 - m.r) * gamma + m.g; }
-  colour = vec4(floor((f + (r - f) * g) * 255.0 + 0.5) / 255.0, 1.0);
+  ivec3 low = ivec3(f * 255.0 + 0.5), high = ivec3(r * 255.0 + 0.5); // the whole numbers of blend()
+  colour = vec4(vec3((low * 65536 + (high - low) * int(g * 65536.0 + 0.5) + 32768) >> 16) / 255.0, 1.0);
 }`;
 
 // The same on a GPU: ends are textures, a gamma is one uniform.
@@ -1333,7 +1334,7 @@ class View extends Scene {
     this.alert("");
     if (this.host.live) { this.note(`sending ${file.name} to Python…`); return this.host.action("open", {name: file.name}, bytes); }
     if (this.image.panes.length > 1) throw new Error("this page compares models; open the file on a page of one model");
-    const images = await openPair(bytes, name);
+    const images = await openPair(bytes, file.name, name);
     for (const image of images) {
       const i = this.spec.images.length;
       for (const [key, png] of Object.entries(image.bytes)) this.host.pictures.set(`${i}/${key}`, png);

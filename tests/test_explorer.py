@@ -222,7 +222,7 @@ def test_map_from_a_page(monkeypatch):
     assert explorer.gamma_map is not None
     explorer._received(explorer, content | {"clear": True, "parts": 1, "part": 0}, [])
     assert explorer.gamma_map is None and explorer.error == ""
-    explorer._received(explorer, content | {"parts": 1, "part": 0}, [png[:100]])
+    explorer._received(explorer, content | {"parts": 1, "part": 0}, [png[:60]])
     assert "the gamma map" in explorer.error
 
 
