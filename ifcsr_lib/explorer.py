@@ -448,7 +448,7 @@ class Explorer(anywidget.AnyWidget):
             keys += [f"{i}/{key}" for key, there in (("bicubic", "x_L"), ("HR", "hr"), ("map", "map"), ("thumb_fid", "thumb"),
                                                      ("thumb_real", "thumb")) if image[there]]  # fmt: skip
         state = {"gammas": self.gammas, "same_gamma": self.same_gamma, "index": self.index, "view": self.view}
-        pictures = {key: base64.b64encode(self._png(key, level=9)).decode() for key in keys}
+        pictures = {key: base64.b64encode(self._png(key, level=6)).decode() for key in keys}
         data = json.dumps({"spec": self._spec, "state": state, "pictures": pictures}, allow_nan=False)
         page = _PAGE.replace("/*CSS*/", _CSS).replace("/*JS*/", _ESM)
         with atomic(path) as tmp:  # no name can close the script

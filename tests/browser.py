@@ -71,3 +71,76 @@ def shown(driver, where="window.ifcsr") -> tuple[np.ndarray, dict]:
     text, width, height, path, spot = js(
         driver, BYTES + f"const s = {where}.getShown(); return [bytes(s.data), s.width, s.height, s.path, s.spot];")  # fmt: skip
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4), {"path": path, "spot": spot}
+
+
+@contextlib.contextmanager
+def lab(folder, theme="JupyterLab Light"):
+    """JupyterLab on 127.0.0.1 serving `folder`, its settings in there too, saving widget state; yields (port, token)."""
+    import os
+    import socket
+    import subprocess
+    import sys
+    import time
+    import urllib.request
+    from pathlib import Path
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings, token = Path(folder, ".settings"), "test"
+    for name, text in {"@jupyter-widgets/jupyterlab-manager/plugin": '{"saveState": true}',
+                       "@jupyterlab/apputils-extension/themes": f'{{"theme": "{theme}"}}',
+                       "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}'}.items():  # fmt: skip
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    env = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(Path(folder, ".workspaces")),
+                        "IPYTHONDIR": str(Path(folder, ".ipython")), "JUPYTER_RUNTIME_DIR": str(Path(folder, ".runtime"))}  # fmt: skip
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    with open(Path(folder, ".lab.log"), "w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2).close()
+                    break
+                time.sleep(0.1)
+            else:
+                raise RuntimeError(Path(folder, ".lab.log").read_text()[-2000:])
+            yield port, token
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def open_notebook(driver, port, token, name):
+    """Open a notebook in JupyterLab, alone on the screen, and wait for its kernel."""
+    driver.get(f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}")
+    until(driver, "return window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+                  " && jupyterapp.shell.currentWidget.content.widgets.length > 0;")  # fmt: skip
+    js(driver, "const app = jupyterapp; if (!document.querySelector('#jp-left-stack').classList.contains('lm-mod-hidden'))"
+               " await app.commands.execute('application:toggle-left-area');"
+               "app.shell.currentWidget.content.mode = 'command'; app.shell.currentWidget.content.activeCellIndex = 0;")  # fmt: skip
+
+
+def run_cell(driver, k: int, wait=True) -> None:
+    """Run code cell k of the open notebook."""
+    js(driver, "const panel = jupyterapp.shell.currentWidget; panel.content.activeCellIndex = args[0]; panel.content.deselectAll();"
+               "const run = jupyterapp.commands.execute('notebook:run-cell'); if (args[1]) await run;", k, wait)  # fmt: skip
+
+
+def until(driver, code: str, seconds=60):
+    """Poll an async JavaScript body until its value is true; returns it."""
+    import time
+
+    end = time.monotonic() + seconds
+    while True:
+        if value := js(driver, code):
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds} s: {code}")
+        time.sleep(0.1)
