@@ -8,7 +8,7 @@ export PYTHONHASHSEED := 0
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lint lab lock clean
+.PHONY: help env reproduce test lint explore lab lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -26,6 +26,9 @@ test: env  ## the tests, then every notebook at smoke scale (nbval)
 lint: env  ## ruff, and that notebooks keep no output but the compared one
 	$(PY) -m ruff check .
 	$(PY) tools/strip_notebooks.py --check
+
+explore: env  ## the slider on a sample photo, in your browser (ARGS=--no-open writes the page only)
+	$(PY) -m ifcsr_lib explore sample $(ARGS)
 
 lab: env  ## JupyterLab on the first notebook
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb

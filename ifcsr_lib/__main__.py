@@ -1,4 +1,4 @@
-"""The command line: python -m ifcsr_lib upscale | evaluate | reproduce. Heavy imports wait until a command needs them.
+"""The command line: python -m ifcsr_lib upscale | explore | evaluate | reproduce. Heavy imports wait until a command needs them.
 
 Exit codes: 0 done; 1 some images failed (each told, the others written); 2 wrong usage or an error that stopped all.
 """
@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
     p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
 
+    p = command(_explore, "Upscale one photo and open a page with the slider.", _EXPLORE,
+                "python -m ifcsr_lib explore photo.jpg --out photo.html")  # fmt: skip
+    p.add_argument("photo", metavar="PHOTO", type=Path, help='an image file, a pair (*.ifcsr.zip), or "sample"')
+    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--gamma", type=_gamma, help="where the slider starts (default 0.5, or what the pair says)")
+    p.add_argument("--out", type=Path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)")
+    p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
+
     p = command(_evaluate, "Score images, one row each, and print the means.", _EVALUATE,
                 "python -m ifcsr_lib evaluate holiday_x4/ originals/ --metrics psnr ssim --out scores.csv")  # fmt: skip
     p.add_argument("sr", metavar="SR", type=Path, help="the folder of images to score")
@@ -86,6 +94,10 @@ Writes RGB of four times the width and height. Alpha (bicubic) and 16 bit are ke
 format has them, the colour profile too; JPEG and BMP show transparent photos on white. A file
 that cannot be read is reported and skipped, and the exit code is then 1. Needs no network with
 the pocket model; the same input always gives the same output."""
+_EXPLORE = """\
+Runs the network once, writes one page that holds both ends and the slider, and opens it in the
+browser; the page needs no Python afterwards. A pair written by ends.save (*.ifcsr.zip) needs no
+model at all. "sample" is a held-out photo of the installed packages, degraded (preset light)."""
 _EVALUATE = """\
 Protocol of the paper's peers: 8-bit RGB, no border cropped, PSNR and SSIM on luma. Files are
 matched by name without suffix. A metric whose weights are missing reads "not run: needs ...".
@@ -189,6 +201,48 @@ def _upscale(args: argparse.Namespace) -> int:
     failed = upscale_folder(load(args.model), jobs, args.gamma)
     print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
     return 1 if failed else 0
+
+
+def _explore(args: argparse.Namespace) -> int:
+    pair, sample = args.photo.name.endswith(".ifcsr.zip"), str(args.photo) == "sample"
+    name = args.photo.name.removesuffix(".ifcsr.zip") if pair else args.photo.stem
+    out = args.out or Path(f"{name}_explore.html")
+    if out.suffix.lower() != ".html":
+        raise ValueError(f"--out {out}; allowed: a name that ends in .html")
+    if not sample and not args.photo.is_file():
+        raise FileNotFoundError(f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"')
+    from .control import Endpoints
+    from .explorer import Explorer
+
+    if pair:
+        ends = Endpoints.load(args.photo)
+        names = [name] if len(ends) == 1 else [f"{name} {i}" for i in range(len(ends))]
+        explorer = Explorer(ends, names=names, gamma=args.gamma)
+    else:
+        from .images import check_images, read_image
+        from .models import load
+
+        hr = None
+        if sample:
+            from .data import HELDOUT_INDEX, load_photo, photos
+            from .degradation import degrade
+
+            photo = photos("heldout")[0]
+            name, hr = photo.name, load_photo(photo)
+            lq = degrade(hr, 0, "light", HELDOUT_INDEX)
+        else:
+            lq = read_image(args.photo).rgb
+            check_images(lq, str(args.photo))
+        model = load(args.model)
+        explorer = Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)
+    explorer.save_html(out)
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    if not args.no_open:
+        import webbrowser
+
+        if not webbrowser.open(out.resolve().as_uri()):
+            print("no browser could be started here; open the file in one")
+    return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:

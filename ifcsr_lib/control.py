@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,11 +54,13 @@ class Endpoints:
     """The two ends of the slider for a batch of images, and x_L, the bicubic x4 of what went in.
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
+    made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
     """
 
     x_fid: Tensor
     x_real: Tensor
     x_L: Tensor | None = None
+    made_by: dict | None = field(default=None, compare=False)
 
     def __post_init__(self):
         for name in ("x_fid", "x_real"):
@@ -71,7 +74,9 @@ class Endpoints:
     def __getitem__(self, i: int) -> Endpoints:
         """The i-th image's endpoints, still batched (1, 3, H, W)."""
         one = slice(i, i + 1) if i != -1 else slice(-1, None)
-        return Endpoints(self.x_fid[one], self.x_real[one], None if self.x_L is None else self.x_L[one])
+        return Endpoints(
+            self.x_fid[one], self.x_real[one], None if self.x_L is None else self.x_L[one], self.made_by
+        )
 
     def blend(self, gamma: float | Tensor) -> Tensor:
         """E1 at gamma: see `blend`."""
@@ -82,3 +87,21 @@ class Endpoints:
         if self.x_L is None:
             raise ValueError("these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints")
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
+
+    def save(self, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
+        """Write one portable file, *.ifcsr.zip: the endpoints (and x_L) as PNG and ifcsr.json; whole or not at all.
+
+        model: the IFCSR that made them, or a text; its name and hash go into the file. gamma: where a slider starts.
+        bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding ties at
+            most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming path.
+        """
+        from . import portable
+
+        return portable.save(self, path, model, gamma, bits)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Endpoints:
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing."""
+        from . import portable
+
+        return portable.load(path)

@@ -1,35 +1,34 @@
-"""The slider: gamma in a notebook, and the same on one page without a kernel. Every frame is E1; no network runs."""
+"""The slider: gamma in a notebook (an anywidget), and the same on one page without a kernel. Every frame is E1.
+
+Both run explorer.js, which gets the endpoint images once and blends them in the browser: a move of gamma asks neither the
+kernel nor a network. This file is what surrounds it: state, numbers, files.
+"""
 
 from __future__ import annotations
 
 import base64
-import functools
-import hashlib
-import html
-import io
 import json
 import math
 import numbers
-import struct
 from pathlib import Path
+from types import SimpleNamespace
 
-import ipywidgets as widgets
+import anywidget
 import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from . import __version__
+from . import __version__, portable
 from .control import Endpoints
-from .evaluate import EPS, _items, _load, _luma_errors
-from .images import to_uint8, upsample
+from .evaluate import EPS, METRICS, _items, _load, _luma_errors, missing, sweep
+from .images import decode_image, encode_png, read_image, to_uint8, upsample
 from .results import atomic
 
 PRESETS = (0.0, 0.25, 0.5, 0.75, 1.0)
-ZOOMS = (1, 2, 4, 8, 16)
-LIMIT = 1024  # longest side of the picture sent to the browser; larger images are shown reduced until zoomed into
+_HERE = Path(__file__).parent
+_ESM, _CSS = ((_HERE / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
 
 
 def _fraction(value, name: str) -> float:
@@ -40,102 +39,82 @@ def _fraction(value, name: str) -> float:
     return float(value)
 
 
-def _shown(method):
-    """Show an error of a callback in the explorer's message line, where JupyterLab would hide it; then raise it on."""
+class Explorer(anywidget.AnyWidget):
+    """A slider over endpoints that are already there: gamma moves in the browser, no network runs, no kernel is asked.
 
-    @functools.wraps(method)
-    def wrapped(self, *args):
-        try:
-            result = method(self, *args)
-        except Exception as error:
-            text = html.escape(f"{type(error).__name__}: {error}")
-            self.message.value = f'<b role="alert" style="color:#c62828">{text}</b>'
-            raise
-        self.message.value = ""
-        return result
-
-    return wrapped
-
-
-def cut(x: Tensor, view: tuple[float, float, int], limit: int = LIMIT) -> Tensor:
-    """The part of an image that a view shows: (1, 3, H, W) -> (1, 3, h, w), sides at most `limit`.
-
-    view: (x, y, zoom), the centre as fractions of width and height, and the magnification against the whole picture.
-    Nearest neighbour where an image pixel covers one screen pixel or more, box average where it covers less: both are
-    linear, so that E1 of cut endpoints is the cut of E1.
-    """
-    across, down, zoom = view
-    (height, width), shrink = x.shape[-2:], 2 ** max(0, math.ceil(math.log2(max(x.shape[-2:]) / limit)))
-    h, w = max(1, height // zoom), max(1, width // zoom)
-    top, left = (round(min(max(c * s - p / 2, 0), s - p)) for c, s, p in ((down, height, h), (across, width, w)))
-    x = x[..., top : top + h, left : left + w]
-    if zoom < shrink:
-        return F.avg_pool2d(x, shrink // zoom, ceil_mode=True)
-    return x.repeat_interleave(zoom // shrink, -1).repeat_interleave(zoom // shrink, -2)
-
-
-class _Screen:
-    """One view of a pair of endpoints, laid out as a 24-bit BMP so that a new gamma is one lerp and one rounding."""
-
-    def __init__(self, x_fid: Tensor, x_real: Tensor, other: Tensor | None):
-        self.h, self.w = x_fid.shape[-2:]
-        self.fid, self.real = self._rows(x_fid), self._rows(x_real)
-        self.other = None if other is None else self._rows(other).mul(255).round().byte()
-        size = self.fid.numel()
-        head = struct.pack("<2sIHHI", b"BM", 54 + size, 0, 0, 54)
-        head += struct.pack("<IiiHHIIiiII", 40, self.w, self.h, 1, 24, 0, size, 2835, 2835, 0, 0)
-        self.data, self.mix = bytearray(head + bytes(size)), torch.empty_like(self.fid)
-        self.pixels = torch.frombuffer(self.data, dtype=torch.uint8, offset=54).view_as(self.fid)
-
-    @staticmethod
-    def _rows(x: Tensor) -> Tensor:
-        """(1, 3, h, w) RGB -> (h, row) BGR, bottom row first, rows padded to multiples of 4 bytes."""
-        x = x[0].flip(0, 1).permute(1, 2, 0).flatten(1)
-        return F.pad(x, (0, -x.shape[1] % 4)).contiguous()
-
-    def bmp(self, gamma: float, wipe: float) -> bytes:
-        """E1 at gamma, rounded to 8 bit; the left `wipe` of the width shows the other image, behind a white line."""
-        torch.lerp(self.fid, self.real, gamma, out=self.mix)  # as control.blend: torch.lerp in float32
-        self.pixels.copy_(self.mix.mul_(255).round_())
-        edge = 3 * round(wipe * self.w)
-        if self.other is not None and edge:
-            self.pixels[:, :edge] = self.other[:, :edge]
-            self.pixels[:, edge - 3 : edge] = 255
-        return bytes(self.data)
-
-
-class Explorer(widgets.VBox):
-    """A slider over endpoints that are already there: gamma moves, no network runs.
-
-    ends: Endpoints of one or more images, or a list of them (sizes may differ).
+    ends: Endpoints of one or more images, or a list of them (sizes may differ); `compare` takes several models.
     lq: the low-resolution inputs (N, 3, H/4, W/4), compared with as bicubic x4; default is x_L of the endpoints.
     hr: the references (N, 3, H, W); with them the PSNR (Y) of the current gamma is shown, from its closed form.
         Both: float32 RGB in [0, 1], or a list of single images or paths.
     names: one an image. model: the IFCSR that made the endpoints, or any text; it goes into exported files.
-    folder: where the export button writes. gamma: where the slider starts.
+    folder: where the export button writes. gamma: where the slider starts (default: as the endpoints' file says, or 0.5).
 
-    State, readable and settable from Python, in step with the controls: `gamma` in [0, 1]; `index` of the image; `view`
-    = (x, y, zoom), see `cut`. The picture is sent to the browser only while it is displayed, so that notebooks run
-    without one keep no image in their metadata. Raises TypeError or ValueError on anything that does not fit.
+    State, readable and settable from Python, in step with the page: `gamma` in [0, 1] of the shown image; `gammas`, one
+    an image; `same_gamma`, one value for all; `index` of the image; `view` = (x, y, zoom), centre as fractions and
+    screen pixels per image pixel (0 fits the window); `gamma_map`, None or (1, 1, H, W) in [0, 1], what `Endpoints.blend`
+    takes; `error`, what the message line shows. Images travel as binary messages to an open page, so that no notebook
+    stores them. Raises TypeError or ValueError on anything that does not fit; what was set before then stays.
     """
 
-    gamma = traitlets.TraitType(0.5)
-    index = traitlets.TraitType(0)
-    view = traitlets.TraitType((0.5, 0.5, 1))
+    _esm, _css = _ESM, _CSS
+    gamma = traitlets.Any(0.5).tag(sync=True)
+    gammas = traitlets.Any(()).tag(sync=True)
+    same_gamma = traitlets.Bool(False).tag(sync=True)
+    index = traitlets.Any(0).tag(sync=True)
+    view = traitlets.Any((0.5, 0.5, 0)).tag(sync=True)
+    error = traitlets.Unicode("").tag(sync=True)
+    gamma_map = traitlets.Any(None)
+    _spec = traitlets.Dict().tag(sync=True)
+    _path = traitlets.Unicode("auto").tag(sync=True)  # "2d" or "webgl2" in tests, else chosen by the browser
 
-    def __init__(self, ends, lq=None, hr=None, *, names=None, model=None, folder: str | Path = ".", gamma: float = 0.5):
-        self._ends = _singles(ends)
-        self._lq, self._hr = _fitting(lq, self._ends, "lq", 4), _fitting(hr, self._ends, "hr", 1)
-        self.names = [str(n) for n in (names if names is not None else range(len(self._ends)))]
-        if len(self.names) != len(self._ends):
-            raise ValueError(f"{len(self.names)} names came for {len(self._ends)} images; pass one each")
-        self.model, self.folder = _describe(model), Path(folder)
-        super().__init__(gamma=gamma)
-        self._controls()
-        self._pick()
+    def __init__(self, ends, lq=None, hr=None, *, names=None, model=None, folder: str | Path = ".", gamma=None):
+        models = ends if isinstance(ends, dict) else {"": ends}
+        if not models:
+            raise ValueError("ends is empty; pass the Endpoints of at least one model")
+        panes = {str(label): _singles(part) for label, part in models.items()}
+        first = next(iter(panes.values()))
+        for label, part in panes.items():
+            if [x.x_fid.shape for x in part] != [x.x_fid.shape for x in first]:
+                raise ValueError(f"the endpoints of {label!r} differ in number or size from those of {next(iter(panes))!r}; "
+                                 "compare models on the same images")  # fmt: skip
+        lq, hr = _fitting(lq, first, "lq", 4), _fitting(hr, first, "hr", 1)
+        names = [str(n) for n in (names if names is not None else range(len(first)))]
+        if len(names) != len(first):
+            raise ValueError(f"{len(names)} names came for {len(first)} images; pass one each")
+        if isinstance(model, dict) and set(model) != {"model", "hash"}:
+            by = {label: model.get(label) for label in panes}
+        else:
+            by = dict.fromkeys(panes, model)
+        described = {label: None if m is None else portable.describe(m) for label, m in by.items()}
+        self.folder, self._images, self._planes, self._halves = Path(folder), [], {}, {}
+        for i, name in enumerate(names):
+            parts = {label: p[i] for label, p in panes.items()}
+            self._images.append(self._image(name, parts, None if lq is None else lq[i], None if hr is None else hr[i], described))
+        if gamma is None:
+            gamma = next((e.made_by["gamma"] for e in first if e.made_by), 0.5)
+        gamma = _fraction(gamma, "gamma")
+        super().__init__(gamma=gamma, gammas=(gamma,) * len(names), same_gamma=len(names) > 1)
+        self._tell()
+        self.on_msg(self._received)
+
+    @staticmethod
+    def _image(name: str, parts: dict[str, Endpoints], lq, hr, described: dict) -> SimpleNamespace:
+        """One image of the gallery: its endpoints by label, what it is compared with, and its numbers, measured once."""
+        first = next(iter(parts.values()))
+        x_L = first.x_L if lq is None else upsample(lq)
+        low = lq if lq is not None else None if x_L is None else F.avg_pool2d(x_L, 4)
+        image = SimpleNamespace(name=name, parts=parts, hr=hr, x_L=x_L, numbers={}, curves={label: {} for label in parts})
+        image.made = {label: described.get(label) or portable.describe(part.made_by) for label, part in parts.items()}
+        for label, part in parts.items():
+            image.numbers[label] = {
+                "difference": 255 * (part.x_real - part.x_fid).abs().mean().item(),
+                "errors": None if hr is None else _luma_errors(part, [hr])[0][:, 0].tolist(),
+                "consistency": _consistency(part, low),
+            }
+        return image
 
     def __repr__(self) -> str:
-        return f"Explorer({len(self._ends)} images, gamma {self.gamma:g})"
+        return f"Explorer({len(self._images)} images, gamma {self.gamma:g})"
 
     # state -----------------------------------------------------------------------------------------------------------
 
@@ -143,178 +122,348 @@ class Explorer(widgets.VBox):
     def _valid_gamma(self, proposal) -> float:
         return _fraction(proposal.value, "gamma")
 
+    @traitlets.validate("gammas")
+    def _valid_gammas(self, proposal) -> tuple[float, ...]:
+        values = proposal.value
+        if not isinstance(values, (tuple, list)) or len(values) != len(self._images):
+            raise ValueError(f"gammas={values!r}; allowed: {len(self._images)} numbers from 0 to 1, one an image")
+        return tuple(_fraction(g, "gamma") for g in values)
+
     @traitlets.validate("index")
     def _valid_index(self, proposal) -> int:
         i = proposal.value
-        if isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < len(self._ends):
-            raise ValueError(f"index={i!r}; allowed: 0 to {len(self._ends) - 1}")
+        if isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < len(self._images):
+            raise ValueError(f"index={i!r}; allowed: 0 to {len(self._images) - 1}")
         return int(i)
 
     @traitlets.validate("view")
-    def _valid_view(self, proposal) -> tuple[float, float, int]:
-        if not isinstance(proposal.value, (tuple, list)) or len(proposal.value) != 3 or proposal.value[2] not in ZOOMS:
-            raise ValueError(f"view={proposal.value!r}; allowed: (x, y, zoom), x and y from 0 to 1, zoom of {ZOOMS}")
-        across, down, zoom = proposal.value
-        return _fraction(across, "view x"), _fraction(down, "view y"), int(zoom)
+    def _valid_view(self, proposal) -> tuple[float, float, float]:
+        view = proposal.value
+        if not isinstance(view, (tuple, list)) or len(view) != 3:
+            raise ValueError(f"view={view!r}; allowed: (x, y, zoom), x and y from 0 to 1, zoom from 0 (fit) to 32")
+        x, y, zoom = view
+        if isinstance(zoom, bool) or not isinstance(zoom, numbers.Real) or not 0 <= zoom <= 32:
+            raise ValueError(f"view zoom={zoom!r}; allowed: 0 (fit) to 32 screen pixels per image pixel")
+        return _fraction(x, "view x"), _fraction(y, "view y"), zoom
 
-    # controls --------------------------------------------------------------------------------------------------------
+    @traitlets.validate("gamma_map")
+    def _valid_map(self, proposal) -> Tensor | None:
+        value, (h, w) = proposal.value, self._size
+        if value is None or getattr(self, "_following", False):
+            return value
+        x = torch.as_tensor(value).detach().cpu().float()
+        if x.numel() != h * w or tuple(x.shape[-2:]) != (h, w):
+            raise ValueError(f"gamma_map has shape {tuple(x.shape)}; allowed: (1, 1, {h}, {w}), the size of the image")
+        if not bool(((x >= 0) & (x <= 1)).all()):  # NaN fails too
+            raise ValueError(f"gamma_map spans [{x.min().item():g}, {x.max().item():g}]; allowed: 0 to 1")
+        return x.reshape(1, 1, h, w).mul(255).round().div(255)  # as the page holds it
 
-    def _controls(self) -> None:
-        whole, line = widgets.Layout(width="100%", max_width="760px"), widgets.Layout(flex_flow="row wrap")
-        small = {"layout": {"width": "220px"}, "style": {"description_width": "64px"}}
-        share = {"min": 0.0, "max": 1.0, "step": 0.01, "readout": False, **small}
-        self.slider = widgets.FloatSlider(value=self.gamma, min=0.0, max=1.0, step=0.001, readout_format=".3f",
-                                          description="γ", layout=whole,
-                                          style={"description_width": "24px"}, tooltip="0 fidelity, 1 realism")  # fmt: skip
-        self.presets = [widgets.Button(description=f"{g:g}", tooltip=f"gamma {g:g}", layout=widgets.Layout(width="60px"))
-                        for g in PRESETS]  # fmt: skip
-        self.picture = widgets.Image(format="bmp", _view_count=0)
-        self.picture.add_class("ifcsr-picture")
-        self.choice = widgets.Dropdown(options=[(n, i) for i, n in enumerate(self.names)], description="image", **small)
-        self.zoom = widgets.Dropdown(options=[(f"{z} x", z) for z in ZOOMS], description="zoom", **small)
-        self.across = widgets.FloatSlider(value=0.5, description="centre x", **share)
-        self.down = widgets.FloatSlider(value=0.5, description="centre y", **share)
-        self.against = widgets.Dropdown(options=[("nothing", "")], description="compare", **small)
-        self.wipe = widgets.FloatSlider(value=0.5, description="up to", **share)
-        self.export = widgets.Button(description="Export PNG", tooltip="the whole image at this gamma, full size")
-        self.readout, self.written, self.message = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        style = widgets.HTML("<style>.ifcsr-picture {image-rendering: pixelated; object-fit: contain}</style>")
-
-        self.slider.observe(lambda change: self.set_trait("gamma", change.new), "value")
-        self.choice.observe(lambda change: self.set_trait("index", change.new), "value")
-        for box in (self.zoom, self.across, self.down):
-            box.observe(self._aim, "value")
-        self.against.observe(self._reframe, "value")
-        self.wipe.observe(lambda change: self._draw(), "value")
-        for g, button in zip(PRESETS, self.presets, strict=True):
-            button.on_click(lambda _, g=g: self.set_trait("gamma", g))
-        self.export.on_click(self._export)
-        self.picture.observe(lambda change: self._draw(), "_view_count")  # a browser shows the picture from now on
-        self.observe(self._moved, "gamma")
-        self.observe(self._pick, "index")
-        self.observe(self._looked, "view")
-        rows = [
-            [self.slider], self.presets, [self.picture], [self.readout],
-            [self.choice, self.against, self.wipe], [self.zoom, self.across, self.down], [self.export, self.written],
-        ]  # fmt: skip
-        self.children = [*(widgets.HBox(row, layout=line) for row in rows), self.message, style]
-
-    @_shown
+    @traitlets.observe("gamma", "same_gamma")
     def _moved(self, _) -> None:
-        self.slider.value = self.gamma
-        self._draw()
-
-    @_shown
-    def _aim(self, _) -> None:
-        if not getattr(self, "_aiming", False):  # setting the three boxes from `view` must not come back here
-            self.view = (self.across.value, self.down.value, self.zoom.value)
-
-    @_shown
-    def _looked(self, _) -> None:
-        self._aiming = True
-        try:
-            self.across.value, self.down.value, self.zoom.value = self.view
-        finally:
-            self._aiming = False
-        self._reframe()
-
-    @_shown
-    def _pick(self, _=None) -> None:
-        """Another image: what can be compared with it, and its numbers, once."""
-        i, ends = self.index, self._ends[self.index]
-        self.choice.value, self.choice.layout.display = i, None if len(self._ends) > 1 else "none"
-        x_L = ends.x_L if self._lq is None else upsample(self._lq[i])
-        self._others = {"bicubic": x_L, "HR": None if self._hr is None else self._hr[i]}
-        self._errors = None if self._hr is None else _luma_errors(ends, self._hr[i])[0][:, 0].tolist()
-        self._difference = 255 * (ends.x_real - ends.x_fid).abs().mean().item()
-        kept, self._screen = self.against.value, None
-        self.against.options = [("nothing", ""), *((n, n) for n, x in self._others.items() if x is not None)]
-        self.against.value = kept if self._others.get(kept) is not None else ""
-        self._reframe()
-
-    @_shown
-    def _reframe(self, _=None) -> None:
-        ends, other = self._ends[self.index], self._others.get(self.against.value)
-        self.wipe.disabled, zoomed = other is None, self.view[2] > 1
-        self.across.disabled = self.down.disabled = not zoomed
-        self._screen = _Screen(*(None if x is None else cut(x, self.view) for x in (ends.x_fid, ends.x_real, other)))
-        self.picture.layout.width, self.picture.layout.max_width = f"{self._screen.w}px", "100%"
-        self._draw()
-
-    @_shown
-    def _draw(self) -> None:
-        if self._screen is None:  # between two images
+        if not self.gammas:  # in the constructor
             return
-        self.readout.value = self._text()
-        if self.picture._view_count:
-            self.picture.value = self._screen.bmp(self.gamma, self.wipe.value)
+        n, old = len(self._images), self.gammas
+        self.gammas = (self.gamma,) * n if self.same_gamma else (*old[: self.index], self.gamma, *old[self.index + 1 :])
+        self._follow()
 
-    @_shown
-    def _export(self, _) -> None:
-        self.written.value = ""
-        path = self.save_png(self.folder / f"{self.names[self.index]}_gamma_{self.gamma:.3f}.png")
-        self.written.value = f"written: <code>{html.escape(str(path))}</code>"
+    @traitlets.observe("gammas", "index")
+    def _picked(self, change) -> None:
+        if self.gammas:
+            self.gamma = self.gammas[self.index]
+        if change.name == "index":
+            self._follow()
+
+    @traitlets.observe("gamma_map")
+    def _map_set(self, change) -> None:
+        """From Python: the page gets it. A map holds gamma everywhere until a brush erases it in the page."""
+        if getattr(self, "_following", False):
+            return
+        value = change.new
+        if value is None:
+            self._planes.pop(self.index, None)
+        else:
+            paint = to_uint8(value)[0, ..., 0]
+            self._planes[self.index] = (np.full_like(paint, 255), paint)
+        self._send_map(self.index)
+
+    def _follow(self) -> None:
+        """gamma_map of the shown image: ((255 - cover) gamma + paint) / 255, or None where no map is."""
+        planes = self._planes.get(self.index)
+        if planes is None and self.gamma_map is None:
+            return
+        value = None
+        if planes is not None:
+            cover, paint = (torch.from_numpy(p).float() for p in planes)
+            value = (((255 - cover) * self.gamma + paint) / 255)[None, None]
+        self._following = True
+        try:
+            self.gamma_map = value
+        finally:
+            self._following = False
+
+    # errors: shown in the message line, where JupyterLab would hide them, and raised on ------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        self.error = f"{type(error).__name__}: {error}"
+
+    def notify_change(self, change) -> None:
+        """Also any observer that a notebook adds: its error reaches the message line."""
+        try:
+            super().notify_change(change)
+        except Exception as error:
+            self._fail(error)
+            raise
+        if change["name"] in ("gamma", "index", "view", "gamma_map") and self.error:
+            self.error = ""
+
+    def set_state(self, state) -> None:
+        """What the page sends. Judged before anything is set: traitlets takes back only its own errors."""
+        try:
+            for name in {"gamma", "gammas", "index", "view"} & set(state):
+                self.traits()[name]._validate(self, state[name])
+            super().set_state(state)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    # messages --------------------------------------------------------------------------------------------------------
+
+    def _received(self, _, content, buffers) -> None:
+        """What the page asks for; parts of a large file come one by one, as servers limit a message."""
+        try:
+            data = [bytes(b) for b in buffers or []]
+            if content.get("parts", 1) > 1:
+                parts = self._halves.setdefault(content["id"], {})
+                parts[content["part"]] = data[0]
+                if len(parts) < content["parts"]:
+                    return
+                del self._halves[content["id"]]
+                data = [b"".join(parts[k] for k in sorted(parts))]
+            getattr(self, f"_on_{content['kind']}")(content, data[0] if data else None)
+        except Exception as error:  # noqa: BLE001  ipywidgets would only log it
+            self._fail(error)
+
+    def _on_picture(self, content, _) -> None:
+        try:
+            self.send({"kind": "picture", "key": content["key"]}, [self._png(content["key"], level=1)])
+        except Exception as error:  # noqa: BLE001  the page shows it where the picture would be
+            self.send({"kind": "picture", "key": content["key"], "error": f"{type(error).__name__}: {error}"})
+
+    def _on_map(self, content, data) -> None:
+        i = content["image"]
+        if content["clear"]:
+            self._planes.pop(i, None)
+        else:
+            self._planes[i] = self._cover_and_paint(data, i)
+        self._send_map(i, content["view"])
+        if i == self.index:
+            self._follow()
+
+    def _on_export(self, content, _) -> None:
+        image, bits = self._images[self.index], content["bits"]
+        stem = f"{image.name}_gamma_{self.gamma:.3f}"
+        paths = [self.save_png(self.folder / f"{stem}{f'_{label}' if label else ''}.png", bits, label) for label in image.parts]
+        self.send({"kind": "note", "text": f"written: {', '.join(map(str, paths))}"})
+
+    def _on_sweep(self, *_) -> None:
+        self.measure()
+        self.send({"kind": "note", "text": "measured"})
+
+    def _on_open(self, content, data) -> None:
+        name = str(content["name"])
+        self.add(portable.load(data, name), name.removesuffix(".zip").removesuffix(".ifcsr"))
+        self.send({"kind": "note", "text": f"opened: {name}"})
+
+    def _send_map(self, i: int, view: str | None = None) -> None:
+        if self._spec["images"][i]["map"] != (i in self._planes):
+            self._tell()
+        data = [self._png(f"{i}/map", level=1)] if i in self._planes else None
+        self.send({"kind": "map", "image": i, "view": view}, data)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return tuple(next(iter(self._images[self.index].parts.values())).x_fid.shape[-2:])
+
+    def _cover_and_paint(self, data: bytes, i: int) -> tuple[np.ndarray, np.ndarray]:
+        photo = decode_image(data, "the gamma map")
+        h, w = next(iter(self._images[i].parts.values())).x_fid.shape[-2:]
+        if tuple(photo.rgb.shape[-2:]) != (h, w) or photo.alpha is None:
+            raise ValueError(f"the gamma map is {tuple(photo.rgb.shape)}; allowed: grey with alpha, {w}x{h}")
+        cover, paint = to_uint8(photo.rgb)[0, ..., 0], to_uint8(photo.alpha)[0, ..., 0]
+        return cover, np.minimum(cover, paint)
+
+    def _png(self, key: str, level: int) -> bytes:
+        """The PNG of a key of explorer.js: i/pane/fid, i/pane/real, i/bicubic, i/HR, i/map, i/thumb_fid, i/thumb_real."""
+        i, *rest = key.split("/")
+        image, labels = self._images[int(i)], list(self._images[int(i)].parts)
+        if rest == ["map"]:
+            planes = torch.from_numpy(np.stack(self._planes[int(i)])[None])
+            return encode_png(planes.float() / 255, level=level)
+        part = image.parts[labels[int(rest[0]) if len(rest) == 2 else 0]]
+        x = {"fid": part.x_fid, "real": part.x_real, "bicubic": image.x_L, "HR": image.hr}.get(rest[-1].removeprefix("thumb_"))
+        if x is None:
+            raise KeyError(f"no picture {key}")
+        if rest[-1].startswith("thumb_"):
+            x = F.interpolate(x, size=_thumb(*x.shape[-2:]), mode="area")
+        return encode_png(x, level=level)
+
+    def _tell(self) -> None:
+        """_spec: what the front end has to know of the images, without their pixels."""
+        many = len(self._images) > 1
+        images = []
+        for i, image in enumerate(self._images):
+            h, w = next(iter(image.parts.values())).x_fid.shape[-2:]
+            panes = [{"label": label, **image.made[label], **image.numbers[label], "curves": image.curves[label]} for label in image.parts]
+            images.append({"name": image.name, "width": w, "height": h, "hr": image.hr is not None, "thumb": many,
+                           "x_L": image.x_L is not None, "map": i in self._planes, "panes": panes})  # fmt: skip
+        self._spec = {"images": images, "presets": list(PRESETS), "eps": EPS, "software": f"ifcsr_lib {__version__}"}
 
     # numbers and pixels ----------------------------------------------------------------------------------------------
 
-    def numbers(self, gamma: float | None = None) -> dict[str, float]:
+    @property
+    def names(self) -> list[str]:
+        return [image.name for image in self._images]
+
+    @property
+    def model(self) -> dict[str, str]:
+        """{"model", "hash"} of the shown image's (first) endpoints, as exported files have it."""
+        return next(iter(self._images[self.index].made.values()))
+
+    def ends(self, label: str | None = None) -> Endpoints:
+        """Endpoints of the shown image; label: which of the compared models (default: the first)."""
+        parts = self._images[self.index].parts
+        label = next(iter(parts)) if label is None else label
+        if label not in parts:
+            raise ValueError(f"label={label!r}; allowed: {', '.join(map(repr, parts))}")
+        return parts[label]
+
+    def numbers(self, gamma: float | None = None, label: str | None = None) -> dict[str, float]:
         """What is known of the shown image at gamma (default: the current one), without touching a pixel.
 
-        "difference": mean |x_real - x_fid| in levels of 255. With hr also "psnr" (dB, Y), "best_gamma", "best_psnr".
+        "difference": mean |x_real - x_fid| in levels of 255. With hr also "psnr" (dB, Y), "best_gamma", "best_psnr"; with
+        a low-resolution input "consistency" (dB, Y): PSNR of the 4x4 means of the blend against it. Both are closed forms
+        in one gamma, so the painted map does not enter.
         """
         gamma = self.gamma if gamma is None else _fraction(gamma, "gamma")
-        out = {"gamma": gamma, "difference": self._difference}
-        if self._errors is not None:
-            e_f, e_r, c = self._errors
+        self.ends(label)
+        known = self._images[self.index].numbers[label if label is not None else next(iter(self._images[self.index].parts))]
 
-            def psnr(g: float) -> float:  # MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, see evaluate.psnr_curve
-                return -10 * math.log10((1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c + EPS)
+        def psnr(errors, g: float) -> float:  # MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, see evaluate.psnr_curve
+            e_f, e_r, c = errors
+            return -10 * math.log10((1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c + EPS)
 
+        out = {"gamma": gamma, "difference": known["difference"]}
+        if known["errors"] is not None:
+            e_f, e_r, c = known["errors"]
             width = e_f + e_r - 2 * c
             best = min(max((e_f - c) / width, 0.0), 1.0) if width > 1e-15 else 0.0
-            out |= {"psnr": psnr(gamma), "best_gamma": best, "best_psnr": psnr(best)}
+            out |= {"psnr": psnr(known["errors"], gamma), "best_gamma": best, "best_psnr": psnr(known["errors"], best)}
+        if known["consistency"] is not None:
+            out["consistency"] = psnr(known["consistency"], gamma)
         return out
 
-    def _text(self) -> str:
-        n = self.numbers()
-        apart = f"mean |x_real - x_fid| = {n['difference']:.2f} of 255 levels"
-        if "psnr" not in n:
-            return f"gamma {n['gamma']:.3f}: {apart}"
-        return (f"gamma {n['gamma']:.3f}: PSNR {n['psnr']:.2f} dB (highest {n['best_psnr']:.2f} dB at gamma "
-                f"{n['best_gamma']:.2f}), {apart}")  # fmt: skip
+    def measure(self, gammas=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metrics=None) -> None:
+        """Sweep metrics over the shown image (seconds; no network of ours runs) and draw them as curves with a marker.
 
-    def image(self, gamma: float | None = None) -> np.ndarray:
-        """The whole current image at gamma (default: the current one): E1 rounded to 8 bit, (H, W, 3) uint8 RGB."""
-        gamma = self.gamma if gamma is None else _fraction(gamma, "gamma")
-        return to_uint8(self._ends[self.index].blend(gamma))[0]
+        metrics: names of evaluate.METRICS; default SSIM (with hr) and NIQE, or niqe-pocket where NIQE's parameters are
+        missing. A metric that cannot run leaves its reason in the chart's place.
+        """
+        image = self._images[self.index]
+        if metrics is None:
+            metrics = (["ssim"] if image.hr is not None else []) + ["niqe-pocket" if missing("niqe") else "niqe"]
+        for label, part in image.parts.items():
+            table = sweep(part, None if image.hr is None else [image.hr], gammas, metrics)
+            for name in table:
+                values = [(float(g), v) for g, v in table[name].items()]
+                points = [[g, float(v)] for g, v in values if not isinstance(v, str)]
+                note = next((v for _, v in values if isinstance(v, str)), None)
+                image.curves[label][METRICS[name].label] = {"points": points, "note": note, "lower": METRICS[name].lower_better}
+        self._tell()
 
-    def save_png(self, path: str | Path) -> Path:
-        """Write `image()` whole or not at all, with the texts Software, gamma, image, model and hash inside it."""
-        path = _suffixed(path, ".png")
-        info = PngImagePlugin.PngInfo()
-        texts = {"Software": f"ifcsr_lib {__version__}", "gamma": repr(self.gamma), "image": self.names[self.index]}
-        for key, text in {**texts, **self.model}.items():
-            info.add_itxt(key, text)
+    def image(self, gamma: float | None = None, label: str | None = None) -> np.ndarray:
+        """The whole shown image, E1 rounded to 8 bit, (H, W, 3) uint8 RGB: at gamma, or as it is (with the painted map)."""
+        return to_uint8(self._blend(gamma, label))[0]
+
+    def _blend(self, gamma: float | None, label: str | None) -> Tensor:
+        if gamma is None:
+            gamma = self.gamma if self.gamma_map is None else self.gamma_map
+        else:
+            gamma = _fraction(gamma, "gamma")
+        return self.ends(label).blend(gamma)
+
+    # files -----------------------------------------------------------------------------------------------------------
+
+    def save_png(self, path: str | Path, bits: int = 8, label: str | None = None) -> Path:
+        """Write the shown blend at full size, 8 or 16 bit a channel, whole or not at all.
+
+        Its text fields: Software, gamma, image, model, hash, and whether a gamma map was painted.
+        """
+        path, image = _suffixed(path, ".png"), self._images[self.index]
+        self.ends(label)
+        made = image.made[next(iter(image.parts)) if label is None else label]
+        texts = {"Software": f"ifcsr_lib {__version__}", "gamma": repr(self.gamma), "image": image.name, **made,
+                 "gamma map": "none" if self.gamma_map is None else "painted"}  # fmt: skip
+        data = encode_png(self._blend(None, label), bits, texts)
         with atomic(path) as tmp:
-            Image.fromarray(self.image()).save(tmp, "PNG", pnginfo=info)
+            tmp.write_bytes(data)
         return path
+
+    def save_map(self, path: str | Path) -> Path:
+        """Write gamma of each pixel of the shown image as a grey 8-bit PNG, 0 black to 1 white (no map: all one grey)."""
+        path = _suffixed(path, ".png")
+        value = self.gamma_map if self.gamma_map is not None else torch.full((1, 1, *self._size), self.gamma)
+        data = encode_png(value)
+        with atomic(path) as tmp:
+            tmp.write_bytes(data)
+        return path
+
+    def load_map(self, path: str | Path) -> None:
+        """Take the gamma map of a grey PNG, or any image of the shown image's size (its red channel)."""
+        self.gamma_map = read_image(path).rgb[:, :1]
+
+    def add(self, ends: Endpoints, name: str) -> None:
+        """Append the images of `ends` to the gallery and show the first of them; gamma starts as their file says."""
+        if len(self._images[0].parts) > 1:
+            raise ValueError("this explorer compares models; pass the new endpoints to an Explorer of their own")
+        count, new = len(self._images), _singles(ends)
+        gamma = ends.made_by["gamma"] if ends.made_by else 0.5
+        for i, one in enumerate(new):
+            self._images.append(self._image(f"{name} {i}" if len(new) > 1 else name, {"": one}, None, None, {}))
+        self.same_gamma = False
+        self.gammas = (*self.gammas, *[_fraction(gamma, "gamma")] * len(new))
+        self._tell()
+        self.index = count
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one page with a slider over all images, for any browser: no kernel, no server, nothing fetched.
+        """Write one page with the slider over all images, for any browser: no kernel, no server, nothing fetched.
 
-        It holds both endpoints of each image as 8-bit PNG and blends them in a canvas, at most one level from `image`.
-        Scripts find window.ifcsr = {ready, setGamma(g), gamma, getPixels()}; the last is RGBA at full image size.
+        It holds both endpoints of each image as 8-bit PNG and the very front end of the notebook, so that a shown pixel is
+        at most one level from `image`. It starts as this explorer stands: gamma, map, view. Scripts find window.ifcsr =
+        {ready, setGamma(g), gamma, getPixels()}; the last is the shown blend, RGBA at full image size.
         """
         path = _suffixed(path, ".html")
-        images = []
-        for i, (name, ends) in enumerate(zip(self.names, self._ends, strict=True)):
-            errors = None if self._hr is None else _luma_errors(ends, self._hr[i])[0][:, 0].tolist()
-            images.append({"name": name, "fid": _uri(ends.x_fid), "real": _uri(ends.x_real), "errors": errors})
-        data = {"gamma": self.gamma, "index": self.index, "images": images, "eps": EPS, "presets": PRESETS, **self.model}
-        text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no name can close the script
-        with atomic(path) as tmp:
-            tmp.write_text(_PAGE.replace("/*DATA*/", text), encoding="utf-8")
+        keys = []
+        for i, image in enumerate(self._spec["images"]):
+            keys += [f"{i}/{p}/{end}" for p in range(len(image["panes"])) for end in ("fid", "real")]
+            keys += [f"{i}/{key}" for key, there in (("bicubic", "x_L"), ("HR", "hr"), ("map", "map"), ("thumb_fid", "thumb"),
+                                                     ("thumb_real", "thumb")) if image[there]]  # fmt: skip
+        state = {"gammas": self.gammas, "same_gamma": self.same_gamma, "index": self.index, "view": self.view}
+        pictures = {key: base64.b64encode(self._png(key, level=6)).decode() for key in keys}
+        data = json.dumps({"spec": self._spec, "state": state, "pictures": pictures}, allow_nan=False)
+        page = _PAGE.replace("/*CSS*/", _CSS).replace("/*JS*/", _ESM)
+        with atomic(path) as tmp:  # no name can close the script
+            tmp.write_text(page.replace("/*DATA*/", data.replace("<", "\\u003c")), encoding="utf-8")
         return path
+
+
+def compare(ends: dict, lq=None, hr=None, **options) -> Explorer:
+    """Several models side by side under one slider: {label: Endpoints (or a list of them) of the same images}.
+
+    lq, hr and options: as in Explorer; model may be a dict {label: model}. Raises TypeError or ValueError.
+    """
+    if not isinstance(ends, dict):
+        raise TypeError(f"ends came as {type(ends).__name__}; pass a dict {{label: Endpoints}}")
+    return Explorer(ends, lq, hr, **options)
 
 
 def _singles(ends) -> list[Endpoints]:
@@ -324,12 +473,12 @@ def _singles(ends) -> list[Endpoints]:
             raise TypeError(f"ends came as {type(part).__name__}; pass model.endpoints(lq), or a list of such")
     if not parts:
         raise ValueError("ends is an empty list; pass the Endpoints of at least one image")
-    own = [Endpoints(*(None if x is None else x.detach().cpu() for x in (p.x_fid, p.x_real, p.x_L))) for p in parts]
+    own = [Endpoints(*(None if x is None else x.detach().cpu() for x in (p.x_fid, p.x_real, p.x_L)), p.made_by) for p in parts]
     return [part[i] for part in own for i in range(len(part))]
 
 
 def _fitting(x, ends: list[Endpoints], name: str, divisor: int) -> list[Tensor] | None:
-    """lq or hr as a list of (1, 3, h, w), checked against the endpoints."""
+    """x as one CPU image for each of ends, of their size divided by `divisor`."""
     if x is None:
         return None
     items = [_load(item, name).detach().cpu() for item in _items(x, name)]
@@ -343,18 +492,17 @@ def _fitting(x, ends: list[Endpoints], name: str, divisor: int) -> list[Tensor] 
     return items
 
 
-def _describe(model) -> dict[str, str]:
-    """{"model": backbone and profile, "hash": over the backbone's hash and both adapters' weights} of an IFCSR."""
-    if model is None or isinstance(model, str):
-        return {"model": model or "unknown", "hash": "unknown"}
-    if not hasattr(model, "adapter"):
-        raise TypeError(f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text")
-    digest = hashlib.sha256(model.source["hash"].encode())
-    for name in ("fidelity", "realism"):
-        for key, p in sorted(model.adapter(name).items()):
-            digest.update(key.encode() + p.detach().float().cpu().numpy().tobytes())
-    backbone = Path(str(model.source["id"])).name if Path(str(model.source["id"])).is_absolute() else model.source["id"]
-    return {"model": f"{backbone}, profile {model.cfg.profile}, config {model.cfg.hash}", "hash": digest.hexdigest()[:16]}
+def _consistency(ends: Endpoints, low: Tensor | None) -> list[float] | None:
+    """[E_f, E_r, C] of the ends' 4x4 means against the input (as evaluate._luma_errors); None without one, or tiny."""
+    if low is None or min(low.shape[-2:]) < 16:
+        return None
+    small = SimpleNamespace(x_fid=F.avg_pool2d(ends.x_fid, 4), x_real=F.avg_pool2d(ends.x_real, 4))
+    return _luma_errors(small, [low])[0][:, 0].tolist()
+
+
+def _thumb(h: int, w: int, side: int = 96) -> tuple[int, int]:
+    scale = min(1.0, side / max(h, w))
+    return max(1, round(h * scale)), max(1, round(w * scale))
 
 
 def _suffixed(path: str | Path, suffix: str) -> Path:
@@ -364,110 +512,21 @@ def _suffixed(path: str | Path, suffix: str) -> Path:
     return path
 
 
-def _uri(x: Tensor) -> str:
-    out = io.BytesIO()
-    Image.fromarray(to_uint8(x)[0]).save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+ content="default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>IFCSR: fidelity to realism</title>
 <style>
-:root {color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif}
-body {max-width: 1100px; margin: 0 auto; padding: 12px}
-.row {display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 8px 0}
-#gamma {flex: 1 1 200px; min-width: 0; height: 32px}
-button, select {font: inherit; padding: 4px 10px}
-#frame {overflow: auto; max-height: 78vh; border: 1px solid #8888}
-canvas {display: block}
-canvas.fit {max-width: 100%; height: auto}
-canvas.exact {image-rendering: pixelated}
-#message {color: #c62828; font-weight: bold}
-small {opacity: .7}
+/*CSS*/
+html {color-scheme: light dark}
+body {max-width: 1400px; margin: 0 auto; padding: 12px; background: var(--ifcsr-back); color: var(--ifcsr-ink)}
 </style></head><body>
-<div class="row"><label for="gamma">fidelity</label>
-<input id="gamma" type="range" min="0" max="1" step="0.001" aria-label="gamma, 0 fidelity to 1 realism"><span>realism</span></div>
-<div class="row" id="presets"></div>
-<div class="row"><output id="numbers" for="gamma"></output></div>
-<div id="frame"><canvas id="picture" class="fit" role="img" aria-label="the blend at the current gamma"></canvas></div>
-<div class="row"><label id="choose">image <select id="image"></select></label>
-<label>zoom <select id="zoom"><option value="0">fit</option><option value="1">1:1</option><option value="2">2 x</option>
-<option value="4">4 x</option><option value="8">8 x</option></select></label></div>
-<div id="message" role="alert"></div>
-<small id="model"></small>
-<script>
-"use strict";
-const data = /*DATA*/;
-const $ = id => document.getElementById(id), canvas = $("picture"), slider = $("gamma");
-const context = canvas.getContext("2d", {alpha: false, willReadFrequently: true});
-let gamma = data.gamma, current = null, fid = null, real = null, frame = null;
-const say = error => { $("message").textContent = error ? String(error.message || error) : ""; };
-addEventListener("error", event => say(event.error || event.message));
-addEventListener("unhandledrejection", event => say(event.reason));
-
-function draw() {
-  const out = frame.data;  // a clamped array rounds to the nearest level: E1 in 8 bit
-  for (let i = 0; i < out.length; i++) out[i] = fid[i] + gamma * (real[i] - fid[i]);
-  context.putImageData(frame, 0, 0);
-  let text = "gamma " + gamma.toFixed(3);
-  if (current.errors) {
-    const [f, r, c] = current.errors, g = gamma;
-    text += ": PSNR " + (-10 * Math.log10((1 - g) ** 2 * f + g * g * r + 2 * g * (1 - g) * c + data.eps)).toFixed(2) + " dB";
-  }
-  $("numbers").textContent = text;
-}
-function setGamma(g) {
-  if (typeof g !== "number" || !(g >= 0 && g <= 1)) throw new RangeError("gamma=" + g + "; allowed: numbers from 0 to 1");
-  gamma = g;
-  slider.value = g;
-  if (frame) draw();
-}
-async function pixels(uri) {
-  const image = new Image();
-  image.src = uri;
-  await image.decode();
-  const page = document.createElement("canvas");
-  page.width = image.naturalWidth;
-  page.height = image.naturalHeight;
-  const pen = page.getContext("2d", {willReadFrequently: true});
-  pen.drawImage(image, 0, 0);
-  return pen.getImageData(0, 0, page.width, page.height);
-}
-async function show(i) {
-  const wanted = data.images[i];
-  current = wanted;
-  const [a, b] = await Promise.all([pixels(wanted.fid), pixels(wanted.real)]);
-  if (current !== wanted) return;  // another image was chosen meanwhile
-  [fid, real, frame] = [a.data, b.data, new ImageData(a.width, a.height)];
-  canvas.width = a.width;
-  canvas.height = a.height;
-  look();
-  draw();
-}
-function look() {
-  const zoom = +$("zoom").value;
-  canvas.className = zoom ? "exact" : "fit";
-  canvas.style.width = zoom ? canvas.width * zoom + "px" : "";
-}
-slider.oninput = () => setGamma(+slider.value);
-$("zoom").onchange = look;
-$("image").onchange = () => { ifcsr.ready = show(+$("image").value); };
-for (const g of data.presets) {
-  const button = document.createElement("button");
-  button.textContent = g;
-  button.setAttribute("aria-label", "gamma " + g);
-  button.onclick = () => setGamma(g);
-  $("presets").append(button);
-}
-data.images.forEach((image, i) => $("image").add(new Option(image.name, i)));
-$("image").value = data.index;
-$("choose").hidden = data.images.length < 2;
-$("model").textContent = "model " + data.model + ", hash " + data.hash;
-slider.value = gamma;
-window.ifcsr = {setGamma, get gamma() { return gamma; }, getPixels: () => new Uint8ClampedArray(frame.data)};
-ifcsr.ready = show(data.index);
+<main id="ifcsr"></main>
+<noscript>This page blends its pictures with JavaScript; allow it for this file.</noscript>
+<script type="application/json" id="ifcsr-data">/*DATA*/</script>
+<script type="module">
+/*JS*/
+page(JSON.parse(document.getElementById("ifcsr-data").textContent), document.getElementById("ifcsr"));
 </script></body></html>
 """

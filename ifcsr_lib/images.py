@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from .results import atomic
 
@@ -100,8 +100,12 @@ def read_image(path: str | Path) -> Photo:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass an image file")
+    return decode_image(path.read_bytes(), str(path))
+
+
+def decode_image(data: bytes, name: str) -> Photo:
+    """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
     try:
-        data = path.read_bytes()
         image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
         turn, key, icc = image.getexif().get(274, 1), image.info.get("transparency"), image.info.get("icc_profile")
         wide = _is_wide(image, data)
@@ -110,12 +114,12 @@ def read_image(path: str | Path) -> Photo:
         pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
     except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
-        raise ValueError(f"{path} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
+        raise ValueError(f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
                          "8 or 16 bit") from error  # fmt: skip
     x = to_tensor(_turn(pixels, turn))
     rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
     icc = icc if icc and icc[16:20] == b"RGB " else None  # a grey or CMYK profile does not fit what we return
-    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, 16 if wide else 8, path.name, icc)
+    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, 16 if wide else 8, Path(name).name, icc)
 
 
 def _is_wide(image: Image.Image, data: bytes) -> bool:
@@ -223,7 +227,24 @@ def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
     return out.getvalue()
 
 
-def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
+def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = None, level: int = 6) -> bytes:
+    """PNG of one image (1, C, H, W) in [0, 1], C 1 to 4, rounded to 8 or 16 bits; texts go into iTXt chunks.
+
+    level: of zlib, 1 fast to 9 small. Raises ValueError on NaN or other bits.
+    """
+    if bits not in (8, 16) or x.ndim != 4 or len(x) != 1:
+        raise ValueError(f"bits={bits!r}, shape {tuple(x.shape)}; allowed: 8 or 16, one image (1, C, H, W)")
+    if bits == 16:
+        return _png16(_levels(x, 65535).astype(np.uint16)[0], None, texts, level)
+    info, out = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, text in (texts or {}).items():
+        info.add_itxt(key, text)
+    pixels = to_uint8(x)[0]
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out, "PNG", pnginfo=info, compress_level=level)
+    return out.getvalue()
+
+
+def _png16(pixels: np.ndarray, icc: bytes | None, texts: dict[str, str] | None = None, level: int = 6) -> bytes:
     """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:
@@ -235,4 +256,6 @@ def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
     rows = np.insert(rows, 0, 2, axis=1)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
     profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
-    return b"\x89PNG\r\n\x1a\n" + head + profile + chunk(b"IDAT", zlib.compress(rows, 6)) + chunk(b"IEND", b"")
+    notes = b"".join(chunk(b"iTXt", f"{key}\0\0\0\0\0{text}".encode()) for key, text in (texts or {}).items())
+    data = chunk(b"IDAT", zlib.compress(rows, level))
+    return b"\x89PNG\r\n\x1a\n" + head + profile + notes + data + chunk(b"IEND", b"")

@@ -189,7 +189,25 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
         main(["upscale", str(tmp_path / "nowhere"), str(tmp_path)])
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
+def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, capsys, monkeypatch):
+    """A photo through a real model, then the pair of the same ends without one; errors come before a model loads."""
+    opened, page = [], tmp_path / "page.html"
+    monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or True)
+    assert main(["explore", str(photos / "a.png"), "--model", str(tiny_backbone), "--out", str(page)]) == 0
+    assert opened == [page.as_uri()] and f"written: {page}" in capsys.readouterr().out
+    assert '"name": "a", "width": 80, "height": 64' in page.read_text(encoding="utf-8")
+    pair = Bicubic().endpoints(read_image(photos / "a.png").rgb).save(tmp_path / "p.ifcsr.zip", gamma=0.25)
+    monkeypatch.chdir(tmp_path)
+    assert main(["explore", str(pair), "--model", "none-such", "--no-open"]) == 0 and len(opened) == 1
+    assert '"gammas": [0.25]' in (tmp_path / "p_explore.html").read_text(encoding="utf-8")
+    before = names(tmp_path)
+    for argv, text in ((["none.png"], "none.png does not exist"), ([pair, "--out", "x.png"], "allowed: a name that ends in .html"),
+                       ([photos / "d.png"], "d.png cannot be read"), ([photos / "a.png", "--model", "none-such"], "none-such")):  # fmt: skip
+        assert text in error(["explore", *argv, "--no-open"], capsys)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["explore", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
                                   ["--version"], ["upscale", "a", "b", "--gamma", "2"]])  # fmt: skip
 def test_help_is_light(argv):
     """No torch, numpy or pandas: help must come at once."""
