@@ -237,6 +237,31 @@ def test_brush_and_map_files(page, explorer, folder):
     page.get_log("browser")
 
 
+def test_brush_size_strength_and_erase(page, explorer):
+    """A larger brush covers more, a weaker one moves less, erasing gives the plain blend back bit for bit."""
+    js(page, "ifcsr.setGamma(0);")
+    plain = pixels(page, H, W).astype(int)
+    find(page, ".ifcsr-check:nth-of-type(2) input").click()  # brush
+    stage, covered, strongest = find(page, ".ifcsr-stage"), [], []
+    slide = ("for (const [label, value] of args) { const b = document.querySelector(`input[aria-label='${label}']`);"
+             "b.value = value; b.dispatchEvent(new Event('input', {bubbles: true})); }")  # fmt: skip
+    for size, strength in ((20, 1), (60, 1), (60, 0.1)):
+        js(page, slide, ["brush size in image pixels", size], ["brush strength", strength])
+        actions(page).move_to_element(stage).click().perform()
+        apart = np.abs(pixels(page, H, W).astype(int) - plain).max(-1)
+        covered.append((apart > 0).sum())
+        strongest.append(apart.max())
+        named(page, "clear the gamma map").click()
+        assert np.array_equal(pixels(page, H, W), plain)
+    assert covered[1] > 4 * covered[0] and strongest[2] < 0.3 * strongest[1]
+    actions(page).move_to_element(stage).click().perform()
+    assert not np.array_equal(pixels(page, H, W), plain)
+    js(page, "[...document.querySelectorAll('.ifcsr-check')].find(l => l.textContent === 'erase').querySelector('input').click();")
+    js(page, slide, ["brush size in image pixels", 160], ["brush strength", 1])  # the edge of the brush is soft
+    actions(page).move_to_element(stage).click_and_hold().move_by_offset(4, 0).move_by_offset(-8, 0).release().perform()
+    assert np.array_equal(pixels(page, H, W), plain)
+
+
 def exact_map(page):
     cover, paint = js(page, "return [Array.from(ifcsr.map.cover), Array.from(ifcsr.map.paint)];")
     cover, paint = (np.array(v, float).reshape(H, W, 1) for v in (cover, paint))
@@ -299,6 +324,30 @@ def test_numbers_are_those_of_python(page, explorer):
         n, text = explorer.numbers(gamma), find(page, ".ifcsr-numbers").text
         assert f"PSNR {n['psnr']:.2f} dB (best {n['best_psnr']:.2f} at γ {n['best_gamma']:.2f})" in text
         assert f"ends differ by {n['difference']:.2f} of 255" in text and f"LQ consistency {n['consistency']:.2f} dB" in text
+
+
+def test_the_marker_rides_on_the_psnr_curve(page, explorer):
+    find(page, ".ifcsr-curves summary").click()
+    for gamma in (0.0, 0.3, 1.0):
+        js(page, "ifcsr.setGamma(args[0]); await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame);", gamma)
+        chart = "document.querySelector('.ifcsr-chart')"
+        name, value, x = js(page, f"return [{chart}.querySelector('span').textContent, {chart}.querySelector('output').textContent,"
+                                  f"+{chart}.querySelector('.ifcsr-marker').getAttribute('x1')];")  # fmt: skip
+        assert name.startswith("PSNR") and x == pytest.approx(6 + gamma * 188)
+        # read off 50 straight pieces: the curve bends by less than .02 dB in one
+        assert float(value) == pytest.approx(explorer.numbers(gamma)["psnr"], abs=0.02)
+
+
+def test_reduced_motion_is_respected(driver, explorer, folder):
+    driver.get((folder / "page.html").as_uri())
+    seconds = []
+    for wish in ("no-preference", "reduce"):
+        media = {"features": [{"name": "prefers-reduced-motion", "value": wish}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        seconds.append(js(driver, "return [...document.querySelectorAll('.ifcsr *')].map(e => getComputedStyle(e))"
+                                  ".filter(s => parseFloat(s.transitionDuration) || s.animationName !== 'none').length;"))  # fmt: skip
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert seconds[0] > 0 and seconds[1] == 0
 
 
 def test_difference_map_is_bright_where_the_ends_differ(driver, folder):
