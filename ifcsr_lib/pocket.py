@@ -217,7 +217,7 @@ def save_autoencoder(vae: AutoencoderTiny, crops, folder: Path, count: int = 48)
         z = torch.cat([vae.encode(2 * crops[i]["x_H"][None] - 1).latents for i in range(count)])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     vae.half().save_pretrained(folder / "vae")
-    _tidy(folder / "vae" / "config.json")
+    _tidy(folder / "vae" / "config.json", "block_out_channels")  # diffusers warns of it when it reads it
     return vae.float()
 
 
@@ -228,11 +228,9 @@ def save_prior(unet: UNet2DConditionModel, prompt: Tensor, folder: Path) -> None
     _save({"prompt": prompt.detach().half().contiguous()}, folder / "empty_prompt.safetensors")
 
 
-def _tidy(config: Path) -> None:
-    """Drop what diffusers writes and then warns of, or where on this machine a model came from."""
-    settings = read_json(config)
-    kept = {k: v for k, v in settings.items() if k != "_name_or_path" and (k, config.parent.name) != ("block_out_channels", "vae")}
-    write_json(kept, config)
+def _tidy(config: Path, *dropped: str) -> None:
+    """Drop keys of a config.json that diffusers wrote, and where on this machine the model came from."""
+    write_json({k: v for k, v in read_json(config).items() if k not in ("_name_or_path", *dropped)}, config)
 
 
 def _save(state: dict[str, Tensor], path: Path) -> Path:
