@@ -60,6 +60,7 @@ class Config:
     steps_autoencoder: int = 2600
     steps_prior: int = 3000
     prior_init: str = "new"  # "shipped" goes on from the backbone in data/pocket
+    prior_pixels: float = 0.0  # weight of the restoring samples' squared error in pixels, beside the one in latents
     prior_restoring: float = 0.75  # DECISION D26: this share of a batch restores at `timestep`, the rest predicts noise
 
     @property
@@ -168,7 +169,7 @@ def _checked(cfg: Config) -> Config:
         value = getattr(cfg, name)
         if field.type == "float" and not math.isfinite(value):
             raise ValueError(f"{name}={value!r} is not a finite number")
-        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_restoring") else None
+        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring") else None
         if low is None and field.type in ("int", "float") and value <= 0 or low == 0 and value < 0:
             raise ValueError(f"{name}={value!r}; allowed: {'0 or more' if low == 0 else 'more than 0'}")
     if cfg.k < 1:

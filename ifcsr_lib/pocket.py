@@ -87,7 +87,8 @@ class Prior:
 
     In every batch the first round(cfg.prior_restoring * N) samples restore: the target at t = cfg.timestep, given z_L, is
     z_L - z_H. The others predict noise, eps(z_t, t, prompt) with t uniform above cfg.timestep up to 999. Both are the mean
-    squared error on latents; the prompt tokens are learned along.
+    squared error on latents; cfg.prior_pixels adds the restored images' own, on [-1, 1]. The prompt tokens are learned
+    along.
     """
 
     # DECISION D26: 10 M parameters hold too little for rank 4 to find restoration in them, so the backbone has seen it
@@ -117,7 +118,12 @@ class Prior:
         target = torch.cat([z_L - z_H[:n], noise])
         eps = self.unet(z_in, t, self.prompt.expand(len(z_H), -1, -1)).sample
         each = (eps - target).square().mean((1, 2, 3))
-        return each.mean(), {name: part.mean().item() for name, part in (("restoring", each[:n]), ("noise", each[n:]))}
+        logs = {name: part.mean().item() for name, part in (("restoring", each[:n]), ("noise", each[n:]))}
+        if not (cfg.prior_pixels and n):
+            return each.mean(), logs
+        x = self.vae.decode((z_L - eps[:n]) / self.vae.config.scaling_factor).sample
+        pixels = F.mse_loss(x, 2 * x_H[:n] - 1)
+        return each.mean() + cfg.prior_pixels * pixels, logs | {"pixels": pixels.item()}
 
     def _encode(self, x: Tensor) -> Tensor:
         x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
