@@ -1,4 +1,4 @@
-"""The command line: python -m ifcsr_lib upscale | explore | evaluate | reproduce. Heavy imports wait until a command needs them.
+"""The command line: python -m ifcsr_lib upscale | explore | evaluate | data | reproduce. Heavy imports wait until a command needs them.
 
 Exit codes: 0 done; 1 some images failed (each told, the others written); 2 wrong usage or an error that stopped all.
 """
@@ -78,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--metrics", nargs="+", metavar="NAME", help="such as psnr ssim lpips niqe (default: all)")
     p.add_argument("--out", type=Path, metavar="CSV", help="also write the table there (an older one is replaced)")
 
+    p = command(_data, "Prepare and verify the paper's data sets below $IFCSR_DATA.", _DATA,
+                "python -m ifcsr_lib data realsr --from OSEDiff/")  # fmt: skip
+    p.add_argument("name", metavar="NAME", nargs="?", help="ffhq, lsdir, realsr, drealsr or div2k_val (default: list all)")
+    p.add_argument("--from", dest="sources", nargs="+", metavar="SOURCE", default=[],
+                   help="folders, .zip, .tar, .tar.gz or http(s) addresses to prepare it from")  # fmt: skip
+    p.add_argument("--shards", type=int, metavar="N", help="also write tar shards of N images each (training sets)")
+    p.add_argument("--bad-images", type=float, default=0.01, metavar="SHARE",
+                   help="go on without damaged training images up to this share (default 0.01)")  # fmt: skip
+    p.add_argument("--quick", action="store_true", help="verify without hashes: names and sizes only")
+
     p = command(_reproduce, "Run the notebooks in order and write results/<profile>/.", _REPRODUCE,
                 "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03")  # fmt: skip
     p.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
@@ -102,6 +112,11 @@ _EVALUATE = """\
 Protocol of the paper's peers: 8-bit RGB, no border cropped, PSNR and SSIM on luma. Files are
 matched by name without suffix. A metric whose weights are missing reads "not run: needs ...".
 Without HR only metrics that need no reference are computed."""
+_DATA = """\
+Without NAME: every set with its state. With NAME: compares counts, sizes and sha256 with the
+manifest, names what is missing, the licence, and where to get or ask for it. --from takes the
+files out of what you have and continues where a killed run stopped; nothing is downloaded that
+you do not name. Exit code 1 says that the set is not complete."""
 _REPRODUCE = """\
 Notebooks 00 to 06 run one after another with a progress line each; executed copies, tables and
 figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
@@ -263,6 +278,25 @@ def _evaluate(args: argparse.Namespace) -> int:
             table.to_csv(temporary, float_format="%.6f", lineterminator="\n")
         print(f"written: {args.out}")
     return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from .datasets import DATASETS, State, home, prepare, report, verify, write_shards
+
+    if args.name is None:
+        if args.sources or args.shards is not None:
+            raise ValueError(f"--from and --shards need NAME; allowed: {', '.join(DATASETS)}")
+        there = os.environ.get("IFCSR_DATA")
+        print(f"$IFCSR_DATA is {home()}" if there else "$IFCSR_DATA is not set; set it to a folder that may hold the data sets")
+        for name, data in DATASETS.items():
+            print("\n" + report(verify(name, hashes=False) if there else State(data, None)))
+        return 0
+    state = prepare(args.name, args.sources, args.bad_images) if args.sources else verify(args.name, not args.quick)
+    if args.shards is not None:
+        write_shards(args.name, args.shards)
+        state = verify(args.name, hashes=False)
+    print(report(state))
+    return 0 if state.complete else 1
 
 
 def _reproduce(args: argparse.Namespace) -> int:

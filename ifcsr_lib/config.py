@@ -35,7 +35,10 @@ class Config:
     preset: str = "x4plus"  # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
     heldout_preset: str = "x4plus"  # what notebook 01 does to the held-out photographs
     patch: int = 512  # pixels of x_H, the paper
-    training_set: str = "train"  # folder of photographs in $IFCSR_DATA; "shipped": those of the installed wheels
+    # the paper: FFHQ's first 10,000 and LSDIR. Folders or tar shards joined by "+"; "shipped": of the installed wheels
+    training_set: str = "ffhq+lsdir"
+    reading: str = "disk"  # images are read when drawn; "memory": decoded at the start, graphics left out, drawn by area
+    bad_images: float = 0.01  # training goes on without images that are damaged or too small up to this share of all
     # optimisation
     batch: int = 4  # the paper
     lr: float = 5e-5  # the paper
@@ -88,6 +91,7 @@ _POCKET = dict(
     # DECISION D15: pocket trains minutes on 2 CPU cores, so fewer, larger steps on smaller patches
     preset="mixed",
     training_set="shipped",
+    reading="memory",
     border=16,
     patch=96,
     lr=1e-3,
@@ -112,6 +116,7 @@ _CHOICES = {
     "preset": ("x4plus", "light", "mixed"),
     "heldout_preset": ("x4plus", "light"),
     "prior_init": ("new", "shipped"),
+    "reading": ("disk", "memory"),
     "precision": ("no", "bf16"),
     "schedule": ("constant", "cosine"),
     "colour_fix": ("none", "adain"),
@@ -169,13 +174,15 @@ def _checked(cfg: Config) -> Config:
         value = getattr(cfg, name)
         if field.type == "float" and not math.isfinite(value):
             raise ValueError(f"{name}={value!r} is not a finite number")
-        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring") else None
+        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring", "bad_images") else None
         if low is None and field.type in ("int", "float") and value <= 0 or low == 0 and value < 0:
             raise ValueError(f"{name}={value!r}; allowed: {'0 or more' if low == 0 else 'more than 0'}")
     if cfg.k < 1:
         raise ValueError(f"k={cfg.k}; allowed: 1 or more (k = 1 is the LPIPS + MSE baseline)")
     if not (cfg.beta1 < 1 and cfg.beta2 < 1):
         raise ValueError(f"beta1={cfg.beta1}, beta2={cfg.beta2}; allowed: at least 0 and less than 1")
+    if cfg.bad_images >= 1:
+        raise ValueError(f"bad_images={cfg.bad_images}; allowed: a share from 0 to below 1")
     if cfg.prior_restoring > 1 or cfg.border % 4:
         raise ValueError(f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4")
     if cfg.scale != 4:

@@ -115,7 +115,7 @@ def load_images(paths: list[Path], minimum: int) -> dict[str, np.ndarray]:
     for path in paths:
         image = (read_image(path).rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         if min(image.shape[:2]) >= minimum and looks_photographic(image):
-            out[path.stem] = image
+            out[path.stem if path.stem not in out else str(path)] = image
     if not out:
         raise ValueError(f"none of {len(paths)} images is a photograph of at least {minimum} x {minimum} pixels")
     return out
@@ -142,25 +142,32 @@ class Crops(Dataset):
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng([self.seed, i])
         n = rng.choice(len(self.images), p=self.chance)
-        image, p = self.images[n], self.patch
-        top, left = (rng.integers(s - p + 1) for s in image.shape[:2])
-        crop = np.rot90(image[top : top + p, left : left + p], rng.integers(4))
-        crop = crop[:, ::-1] if rng.integers(2) else crop
-        x_H = torch.from_numpy(crop.transpose(2, 0, 1).copy()).float() / 255
-        return {"x_H": x_H, "index": i, "name": self.names[n]}
+        return {"x_H": cut(self.images[n], self.patch, rng), "index": i, "name": self.names[n]}
 
 
-def training_crops(cfg: Config) -> Crops:
-    """The crops stages 1 and 2 train on: photographs of cfg.training_set, a folder of $IFCSR_DATA or "shipped"."""
+def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
+    """(3, patch, patch) float32 in [0, 1]: a crop of (H, W, 3) uint8 at a random place, flipped and turned at random."""
+    top, left = (rng.integers(s - patch + 1) for s in image.shape[:2])
+    crop = np.rot90(image[top : top + patch, left : left + patch], rng.integers(4))
+    crop = crop[:, ::-1] if rng.integers(2) else crop
+    return torch.from_numpy(crop.transpose(2, 0, 1).copy()).float() / 255
+
+
+def training_crops(cfg: Config) -> Dataset:
+    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
+
+    cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops.
+    """
     if cfg.training_set == "shipped":
-        paths = [p.path for p in photos("train")]
-    else:
-        folder = user_data(cfg.training_set)
-        if folder is None:
-            raise FileNotFoundError(
-                f"no training images: set IFCSR_DATA to a folder with {cfg.training_set}/ (see data/README.md)"
-            )
-        paths = list_images(folder)
+        return Crops(load_images([p.path for p in photos("train")], cfg.patch), cfg.patch, cfg.seed)
+    from .streams import LazyCrops, locate
+
+    parts = locate(cfg.training_set)
+    if cfg.reading == "disk":
+        return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
+    paths = [Path(file) for files, _ in parts for file in files]
+    if paths[0].suffix == ".tar":
+        raise ValueError(f"training_set={cfg.training_set!r} are shards and reading='memory'; set reading='disk'")
     return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
 
 

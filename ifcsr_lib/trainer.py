@@ -162,7 +162,7 @@ def run_folder(model: IFCSR, name: str) -> Path:
     """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
     continues its own checkpoint and never another's."""
     here = Path(__file__).parent
-    code = [sha256(here / f"{m}.py") for m in ("data", "degradation", "loss", "models", "trainer")]
+    code = [sha256(here / f"{m}.py") for m in ("data", "degradation", "loss", "models", "streams", "trainer")]
     text = " ".join([model.cfg.hash, model.source["hash"], *code])
     return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
