@@ -45,12 +45,12 @@ class DataSet:
 
 
 DATASETS = {d.name: d for d in (
-    DataSet("ffhq", "FFHQ, the first 10,000 images (00000 to 09999), training", 10_000, 1024,
+    DataSet("ffhq", "FFHQ, images 00000 to 09999, for training", 10_000, 1024,
             "CC BY-NC-SA 4.0 (the set, NVIDIA); each photograph has its own: CC BY 2.0, CC BY-NC 2.0, CC0, Public Domain "
-            "Mark or U.S. Government Work, listed in its JSON. Not for commercial use, not for face recognition of people",
+            "Mark or U.S. Government Work, listed in its JSON. Not for commercial use",
             "https://github.com/NVlabs/ffhq-dataset, folder images1024x1024 (its download_ffhq.py fetches it: 89 GB; the "
-            "first 10,000 are enough). Questions: researchinquiries@nvidia.com"),
-    DataSet("lsdir", "LSDIR, the training images, training", 84_991, None,
+            "first 10,000 are enough). Business inquiries: researchinquiries@nvidia.com"),
+    DataSet("lsdir", "LSDIR, its training images", 84_991, None,
             "academic research only; the photographs belong to their owners",
             "https://ofsoundof.github.io/lsdir-data/; the model hub's repository ofsoundof/LSDIR asks you to log in and agree "
             "first, then get shard-00.tar.gz to shard-16.tar.gz (155 GB) with the hub's own client"),
