@@ -3,7 +3,6 @@
 import json
 import types
 
-import httpx2
 import huggingface_hub
 import pytest
 import torch
@@ -237,7 +236,8 @@ def hub_error(kind):
         (errors.RepositoryNotFoundError, "no such repository"),
         (errors.RevisionNotFoundError, "no such revision"),
         (errors.LocalEntryNotFoundError, "cannot be reached"),
-        (httpx2.ConnectError, "ConnectError"),
+        (ConnectionError, "cannot be reached"),
+        (OSError, "OSError: text"),
     ],
 )
 def test_hub_errors(monkeypatch, kind, reason):

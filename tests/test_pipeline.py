@@ -15,6 +15,8 @@ from ifcsr_lib import models
 from ifcsr_lib.images import to_uint8
 from ifcsr_lib.pipeline import IFCSRPipeline, plain_unet
 
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+
 
 @pytest.fixture
 def model(tiny_cfg):
@@ -105,6 +107,16 @@ def test_pocket_as_a_pipeline(tmp_path, lq):
     card = (tmp_path / "pipe" / "README.md").read_text()
     assert card.startswith("---\n") and "license: apache-2.0" in card and "library_name: diffusers" in card
     assert model.cfg.hash in card and model.source["hash"] in card and "Apache-2.0" in card
+
+
+def test_from_the_hub_cache(model, tmp_path, lq):
+    """A repository as huggingface_hub caches it, read offline by diffusers' own from_pretrained."""
+    repo, commit = tmp_path / "hub" / "models--owner--pipe", "c" * 40
+    IFCSRPipeline.of(model).save_pretrained(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    pipe = IFCSRPipeline.from_pretrained("owner/pipe", cache_dir=tmp_path / "hub", local_files_only=True)
+    assert same(pipe.endpoints(lq), model.endpoints(lq))
 
 
 def test_the_card_of_another_backbone(model):
