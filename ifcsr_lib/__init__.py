@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "load": "models", "IFCSR": "models", "Endpoints": "control", "blend": "control", "degrade": "degradation",
-    "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
+    "IFCSRPipeline": "pipeline", "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = (
-    "config", "control", "data", "datasets", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
-    "remote", "reproduce", "results", "streams", "trainer",
+    "backbone", "config", "control", "data", "datasets", "degradation", "evaluate", "explorer", "images", "loss",
+    "models", "peers", "pipeline", "pocket", "remote", "reproduce", "results", "sd21", "streams", "trainer",
 )  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 

