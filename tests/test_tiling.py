@@ -8,7 +8,6 @@ from torch import nn
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models
 from ifcsr_lib.config import resolve
-from ifcsr_lib.images import upsample
 
 
 def _without_norms(module: nn.Module) -> nn.Module:
@@ -164,9 +163,3 @@ def test_the_tile_must_fit_the_backbone(local):
     for bad in ({"tile": 100}, {"tile_overlap": 32}, {"tile": 192, "tile_overlap": 128}):
         with pytest.raises(ValueError, match="multiples of 64"):
             local.cfg.replace(**bad)
-
-
-def test_upsampled_tiles_come_from_the_whole_x_L(local):
-    """x_L is bicubic over the whole image: no tile border in it."""
-    lq = photo(128, 128)
-    assert torch.equal(local.endpoints(lq).x_L, upsample(lq))
