@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from ifcsr_lib import benchmark, evaluate, models
+from ifcsr_lib import benchmark, data, evaluate, models, results
 from ifcsr_lib.__main__ import main
 from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.control import Endpoints
@@ -271,6 +272,24 @@ def test_means_beside_the_reported_numbers():
     assert set(both[both["metric"] == "lpips"]["measured"]) == {"not run: needs weights"}
     assert benchmark.compare_reported(made_up(3000, psnr=27.0).infer_objects(), "div2k_val", paper).empty
     assert len(benchmark.compare_reported(made_up(93, psnr=27.0).infer_objects(), "drealsr", paper)) == 1
+
+
+def test_notebook_04_at_paper_scale(tiny_backbone, monkeypatch, capsys):
+    """Its benchmark cell, run on a tiny backbone under profile paper: the table, the comparison, what is absent."""
+    nb = nbformat.read(ROOT / "notebooks" / "04_gamma_sweep.ipynb", as_version=4)
+    (cell,) = (c.source for c in nb.cells if c.cell_type == "code" and "benchmark.run" in c.source)
+    cfg = resolve("paper", overrides={"backbone": str(tiny_backbone)})
+    monkeypatch.setattr(benchmark, "BENCHMARKS", {"realsr": ("RealSR", 5), "drealsr": ("DRealSR", 93)})
+    names = dict(cfg=cfg, model=models.new(cfg), metrics=METRICS, benchmark=benchmark, data=data, evaluate=evaluate,
+                 results=results)  # fmt: skip
+    exec(cell, names)  # noqa: S102
+    table = pd.read_csv(cfg.results / "tables" / "gamma_realsr.csv")
+    assert list(table.columns) == ["gamma", *evaluate.METRICS] and len(table) == 7
+    assert table["psnr"].dtype == float and table["fid"].str.startswith("not run: needs").all()
+    against = pd.read_csv(cfg.results / "tables" / "reported_realsr.csv")
+    psnr = against[against["metric"] == "psnr"].astype({"measured": float})
+    assert len(psnr) == 9 and np.allclose(psnr["measured"] - psnr["reported"], psnr["difference"], atol=1e-3)
+    assert "drealsr: not run" in capsys.readouterr().out
 
 
 def test_pocket_numbers_are_never_compared():
