@@ -224,7 +224,7 @@ def _upscale(args: argparse.Namespace) -> int:
 
     model = load(args.model)
     if args.tile is not None:
-        overlap = min(model.cfg.tile_overlap, args.tile // 128 * 64 or model.cfg.tile_overlap)
+        overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
         model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
     failed = upscale_folder(model, jobs, args.gamma)
     print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")

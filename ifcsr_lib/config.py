@@ -54,7 +54,7 @@ class Config:
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
     # DECISION D35: outputs of more than tile x tile pixels are made tile by tile and blended in pixels; 0: never
     tile: int = 1024  # side of a tile in output pixels; memory follows it, not the image
-    tile_overlap: int = 128  # output pixels; the outer quarters are dropped, a raised cosine joins the rest
+    tile_overlap: int = 256  # output pixels; the outer quarters are dropped, a raised cosine joins the rest
     # ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
     seeds_ablation: int = 1
