@@ -312,14 +312,16 @@ def _benchmark(args: argparse.Namespace) -> int:
     from .results import write_table
 
     means, inputs = evaluate.summary(table), [rows[0][1].parent, rows[0][2].parent]
-    name = f"benchmark_{args.name}_{benchmark.key(model)}"
-    print(f"means of {len(rows)} images, colour fix {args.colour_fix or model.cfg.colour_fix}\n{means.to_string()}")
-    print(f"written: {write_table(means, name, model.cfg, inputs)}")
+    fix = args.colour_fix or model.cfg.colour_fix
+    part = f"_first{len(rows)}" if args.limit else ""
+    name = f"{args.name}_{benchmark.key(model)}_{fix}{part}"
+    print(f"means of {len(rows)} images, colour fix {fix}\n{means.to_string()}")
+    print(f"written: {write_table(means, f'benchmark_{name}', model.cfg, inputs)}")
     if model.cfg.profile == "paper" and not args.limit:
         against = benchmark.compare_reported(table, args.name, model.cfg)
         print(against.to_string(index=False) if len(against) else "the paper's numbers of it are not known here")
         if len(against):
-            print(f"written: {write_table(against, f'reported_{args.name}_{benchmark.key(model)}', model.cfg, inputs)}")
+            print(f"written: {write_table(against, f'reported_{name}', model.cfg, inputs)}")
     return 0
 
 
@@ -341,7 +343,7 @@ def _launch(count: int, argv: list[str]) -> int:
 def _protocol(args: argparse.Namespace) -> int:
     from .benchmark import protocol
 
-    print(protocol().to_string(float_format="{:.6g}".format))
+    print(protocol().to_string(float_format="{:.6g}".format, na_rep=""))
     return 0
 
 

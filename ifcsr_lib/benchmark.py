@@ -232,7 +232,7 @@ def protocol(limit: int | None = None) -> pd.DataFrame:
     """OSEDiff's published scores computed again from its published RealSR outputs, every column that has its weights.
 
     Reads $IFCSR_DATA/realsr/{osediff, HR, osediff_published_metrics.csv}; limit: the first images only. A row a metric:
-    images, recomputed and published (means), largest difference of an image; or "not run: needs <file>".
+    images, recomputed and published means, and the largest difference of an image, or "not run: needs <file>".
     Raises FileNotFoundError when a part is missing.
     """
     folder = user_data("realsr")
@@ -248,6 +248,6 @@ def protocol(limit: int | None = None) -> pd.DataFrame:
     for m in metrics:
         mean = evaluate.summary(ours[[m]])[m]
         worst = mean if isinstance(mean, str) else float(abs(ours[m].to_numpy(float) - published[m].to_numpy()).max())
-        rows[m] = [len(outputs), mean, published[m].mean(), worst]
+        rows[m] = [len(outputs), np.nan if isinstance(mean, str) else mean, published[m].mean(), worst]
     columns = ["images", "recomputed", "published", "largest difference"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")

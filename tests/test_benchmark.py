@@ -319,3 +319,4 @@ def test_published_scores_recomputed_by_one_call(shared_data, monkeypatch):
             assert table.loc[metric, "largest difference"] < tolerance, metric
     for metric in (m for m in table.index if evaluate.missing(m)):
         assert table.loc[metric, "largest difference"].startswith("not run: needs")
+        assert np.isnan(table.loc[metric, "recomputed"])
