@@ -21,6 +21,7 @@ SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of im
 def main(argv: list[str] | None = None) -> int:
     """Run one command (argv without the program name; None takes sys.argv) and return its exit code."""
     args = _parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
     p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
     p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
+    p.add_argument("--tile", type=int, metavar="PIXELS", help="make outputs of more than PIXELS x PIXELS in tiles of that "
+                   "side (default 1024; smaller takes less memory, 0 never)")  # fmt: skip
 
     p = command(_explore, "Upscale one photo and open a page with the slider.", _EXPLORE,
                 "python -m ifcsr_lib explore photo.jpg --out photo.html")  # fmt: skip
@@ -87,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--bad-images", type=float, default=0.01, metavar="SHARE",
                    help="go on without damaged training images up to this share (default 0.01)")  # fmt: skip
     p.add_argument("--quick", action="store_true", help="verify without hashes: names and sizes only")
+
+    p = command(_benchmark, "Score a model on RealSR, DRealSR or DIV2K-val along gamma.", _BENCHMARK,
+                "python -m ifcsr_lib benchmark realsr --gammas 0 0.5 1 --metrics psnr ssim niqe --processes 2")  # fmt: skip
+    p.add_argument("name", metavar="NAME", help="realsr, drealsr or div2k_val: NAME/LR and NAME/HR in $IFCSR_DATA")
+    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--gammas", nargs="+", type=_gamma, metavar="GAMMA", help="default 0 0.1 ... 1")
+    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="such as psnr ssim lpips niqe (default: all)")
+    p.add_argument("--colour-fix", choices=("none", "adain"), help="default: the model's own setting")
+    p.add_argument("--limit", type=int, metavar="N", help="only the first N images, by name")
+    p.add_argument("--processes", type=int, default=1, metavar="N", help="share the images among N (one a GPU)")
+
+    command(_protocol, "Recompute OSEDiff's published scores and show the largest difference a metric.", _PROTOCOL,
+            "IFCSR_DATA=~/sr-data python -m ifcsr_lib protocol")  # fmt: skip
 
     p = command(_reproduce, "Run the notebooks in order and write results/<profile>/.", _REPRODUCE,
                 "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03")  # fmt: skip
@@ -123,6 +139,14 @@ Without NAME: every set with its state. With NAME: compares counts, sizes and sh
 manifest, names what is missing, the licence, and where to get or ask for it. --from takes the
 files out of what you have and continues where a killed run stopped; nothing is downloaded that
 you do not name. Exit code 1 says that the set is not complete."""
+_BENCHMARK = """\
+Endpoints and scores are kept in results/<profile>/endpoints/NAME-<key>/, so that it may be stopped
+at any time and goes on when started again; another gamma or metric runs no network. Writes the
+means to results/<profile>/tables/. For a model of profile paper they are also shown beside what
+the paper reports. Also runs under torchrun or accelerate launch, on several machines too."""
+_PROTOCOL = """\
+Needs realsr/HR, realsr/osediff and realsr/osediff_published_metrics.csv in $IFCSR_DATA
+(data/README.md). Every column whose weights are there is computed, the others read "not run"."""
 _REPRODUCE = """\
 Notebooks 00 to 06 run one after another with a progress line each; executed copies, tables and
 figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
@@ -224,7 +248,11 @@ def _upscale(args: argparse.Namespace) -> int:
         raise PermissionError(f"{folder} is not writable; choose another OUT")
     from .models import load
 
-    failed = upscale_folder(load(args.model), jobs, args.gamma)
+    model = load(args.model)
+    if args.tile is not None:
+        overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
+        model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
+    failed = upscale_folder(model, jobs, args.gamma)
     print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
     return 1 if failed else 0
 
@@ -308,6 +336,60 @@ def _data(args: argparse.Namespace) -> int:
         state = verify(args.name, hashes=False)
     print(report(state))
     return 0 if state.complete else 1
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from . import benchmark, evaluate
+
+    rows = benchmark.files(args.name, args.limit)
+    gammas, metrics = evaluate._check_gammas(args.gammas or evaluate.GAMMAS), evaluate._names(args.metrics, hr=True)
+    if args.processes < 1:
+        raise ValueError(f"--processes {args.processes}; allowed: 1 or more")
+    if args.processes > 1 and "RANK" not in os.environ:
+        return _launch(args.processes, args.argv)
+    rank, *_ = benchmark.processes()  # before load, which puts the model on this process's GPU
+    from .models import load
+
+    model = load(args.model)
+    table = benchmark.run(model, args.name, gammas, metrics, args.colour_fix, args.limit, progress=True)
+    if rank:
+        return 0
+    from .results import write_table
+
+    means, inputs = evaluate.summary(table), [rows[0][1].parent, rows[0][2].parent]
+    fix = args.colour_fix or model.cfg.colour_fix
+    part = f"_first{len(rows)}" if args.limit else ""
+    name = f"{args.name}_{benchmark.key(model)}_{fix}{part}"
+    print(f"means of {len(rows)} images, colour fix {fix}\n{means.to_string()}")
+    print(f"written: {write_table(means, f'benchmark_{name}', model.cfg, inputs)}")
+    if model.cfg.profile == "paper" and not args.limit:
+        against = benchmark.compare_reported(table, args.name, model.cfg)
+        print(against.to_string(index=False) if len(against) else "the paper's numbers of it are not known here")
+        if len(against):
+            print(f"written: {write_table(against, f'reported_{name}', model.cfg, inputs)}")
+    return 0
+
+
+def _launch(count: int, argv: list[str]) -> int:
+    """The same command in `count` processes, through torch's launcher."""
+    import subprocess
+
+    import torch
+
+    if torch.cuda.is_available() and count > torch.cuda.device_count():
+        raise ValueError(f"--processes {count}; allowed: up to {torch.cuda.device_count()}, one a GPU")
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count),
+               "-m", "ifcsr_lib", *argv]  # fmt: skip
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False)
+    return 2 if done.returncode else 0
+
+
+def _protocol(args: argparse.Namespace) -> int:
+    from .benchmark import protocol
+
+    print(protocol().to_string(float_format="{:.6g}".format, na_rep=""))
+    return 0
 
 
 def _reproduce(args: argparse.Namespace) -> int:

@@ -55,6 +55,9 @@ class Config:
     border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
+    # DECISION D35: outputs of more than tile x tile pixels are made tile by tile and blended in pixels; 0: never
+    tile: int = 1024  # side of a tile in output pixels; memory follows it, not the image
+    tile_overlap: int = 256  # output pixels; the outer quarters are dropped, a raised cosine joins the rest
     # ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
     seeds_ablation: int = 1
@@ -121,6 +124,10 @@ _CHOICES = {
     "schedule": ("constant", "cosine"),
     "colour_fix": ("none", "adain"),
 }
+_FROM_ZERO = (
+    "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
+    "bad_images", "tile",
+)  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
 
@@ -174,7 +181,7 @@ def _checked(cfg: Config) -> Config:
         value = getattr(cfg, name)
         if field.type == "float" and not math.isfinite(value):
             raise ValueError(f"{name}={value!r} is not a finite number")
-        low = 0 if name in ("seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring", "bad_images") else None
+        low = 0 if name in _FROM_ZERO else None
         if low is None and field.type in ("int", "float") and value <= 0 or low == 0 and value < 0:
             raise ValueError(f"{name}={value!r}; allowed: {'0 or more' if low == 0 else 'more than 0'}")
     if cfg.k < 1:
@@ -185,6 +192,11 @@ def _checked(cfg: Config) -> Config:
         raise ValueError(f"bad_images={cfg.bad_images}; allowed: a share from 0 to below 1")
     if cfg.prior_restoring > 1 or cfg.border % 4:
         raise ValueError(f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4")
+    if cfg.tile % 64 or cfg.tile_overlap % 64 or 0 < cfg.tile < 2 * cfg.tile_overlap:
+        raise ValueError(
+            f"tile={cfg.tile}, tile_overlap={cfg.tile_overlap}; allowed: multiples of 64, tile 0 (never) or at least "
+            "twice tile_overlap"
+        )
     if cfg.scale != 4:
         raise ValueError(f"scale={cfg.scale}; allowed: 4, the only factor of the paper and of the degradation")
     if cfg.patch % 32 or cfg.patch < 64:

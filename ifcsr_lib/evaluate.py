@@ -101,11 +101,19 @@ def _names(metrics, hr) -> list[str]:
     return names
 
 
+def _absent(name: str) -> str | None:
+    """The text "not run: needs ..." of a metric whose weights are neither here nor to be fetched, else None."""
+    lacks = missing(name)
+    if lacks and (os.environ.get("IFCSR_DOWNLOAD") != "1" or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        return f"not run: needs {', '.join(lacks)}"
+    return None
+
+
 def _create(name: str, device):
     """The pyiqa metric, or the text "not run: ..."."""
     lacks, metric = missing(name), METRICS[name]
-    if lacks and (os.environ.get("IFCSR_DOWNLOAD") != "1" or os.environ.get("HF_HUB_OFFLINE") == "1"):
-        return f"not run: needs {', '.join(lacks)}"
+    if text := _absent(name):
+        return text
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(15)  # torch.hub's download has none of its own and would hang
@@ -121,6 +129,8 @@ def _create(name: str, device):
 def _metric(name: str, device: str, path: Path | None):
     import pyiqa
 
+    if (name, device) == ("ssim", "cpu"):
+        return _ssim
     for file in METRICS[name].weights if path is None else ():  # pyiqa looks into the torch hub only
         found, place = _find(file), Path(torch.hub.get_dir(), file)
         if found and not file.startswith("hf:") and not place.is_file():
@@ -128,6 +138,30 @@ def _metric(name: str, device: str, path: Path | None):
                 shutil.copyfile(found, tmp)
     model = {"pretrained_model_path": str(path)} if path else {}
     return pyiqa.create_metric(METRICS[name].name, device=torch.device(device), **METRICS[name].options, **model)
+
+
+def _ssim(x: Tensor, y: Tensor) -> float:
+    """pyiqa's SSIM of the protocol within 1e-8: Y * 255 rounded, 11 x 11 Gaussian of sigma 1.5, valid windows, float64.
+
+    x, y: (1, 3, H, W) in [0, 1], sides of 11 or more. pyiqa convolves in float64 with all 121 taps at once, for which
+    torch has no fast kernel on a CPU; two passes of 11 taps are the same window.
+    """
+    from pyiqa.matlab_utils import fspecial
+    from pyiqa.utils.color_util import to_y_channel
+    from scipy.ndimage import correlate1d
+
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    # pyiqa's window is rounded to float32, so that its sum misses 1 by 6e-9, which variances of 8-bit values feel
+    window *= float(fspecial(11, 1.5).double().sum()) ** 0.5 / window.sum()
+
+    def mean(v):
+        return correlate1d(correlate1d(v, window, 0)[5:-5], window, 1)[:, 5:-5]
+
+    a, b = (to_y_channel(v, 255, "ycbcr")[0, 0].double().cpu().numpy() for v in (x, y))
+    m_a, m_b, c1, c2 = mean(a), mean(b), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    v_a, v_b, v_ab = mean(a * a) - m_a**2, mean(b * b) - m_b**2, mean(a * b) - m_a * m_b
+    structure = np.maximum((2 * v_ab + c2) / (v_a + v_b + c2), 0)  # pyiqa clips each at 0
+    return float((structure * (2 * m_a * m_b + c1) / (m_a**2 + m_b**2 + c1)).mean())
 
 
 def _short(error: BaseException) -> str:
@@ -153,6 +187,12 @@ def _load(item, what: str) -> Tensor:
     if len(x) != 1:
         raise ValueError(f"{what} has shape {tuple(x.shape)}; pass single images (3, H, W) or (1, 3, H, W) in a list")
     return x
+
+
+def _rounded(item, what: str) -> Tensor:
+    """An image (1, 3, H, W) as 8 bit holds it."""
+    # DECISION D18: metrics see 8-bit images, rounded (the peers truncate, which darkens by half a level)
+    return (_load(item, what).clamp(0, 1) * 255).round() / 255
 
 
 def _check_pairs(xs: list, ys: list | None, names: list) -> None:
@@ -191,8 +231,7 @@ def _score(xs: Iterable, ys: list | None, makers: dict, names: list) -> pd.DataF
     rows = []
     with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder, torch.no_grad():
         for i, (x, y) in enumerate(zip(xs, ys or [None] * len(names), strict=True)):
-            # DECISION D18: metrics see 8-bit images, rounded (the peers truncate, which darkens by half a level)
-            x, y = (None if v is None else (_load(v, "image").clamp(0, 1) * 255).round() / 255 for v in (x, y))
+            x, y = (None if v is None else _rounded(v, "image") for v in (x, y))
             rows.append([_one(METRICS[m], maker, x, y) for m, maker in makers.items()])
             if not isinstance(makers.get("fid", ""), str):
                 for side, image in (("sr", x), ("hr", y)):

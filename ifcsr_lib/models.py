@@ -154,19 +154,48 @@ class IFCSR(nn.Module):
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
         colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.
         Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within 1e-5 (before
-        the colour fix).
+        the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile (`_tiled`), so that memory
+        stays bounded.
         """
         check_images(lq, "lq")
         fix = self.cfg.replace(colour_fix=colour_fix or self.cfg.colour_fix).colour_fix
-        x_L = upsample(lq.to(self.prompt.device), self.cfg.scale)
+        tiled = 0 < self.cfg.tile**2 < lq.shape[-2] * lq.shape[-1] * self.cfg.scale**2
+        # a tiled image stays where lq is, and only its tiles travel to the networks
+        x_L = upsample(lq if tiled else lq.to(self.prompt.device), self.cfg.scale)
         h, w = x_L.shape[-2:]
         # DECISION D17: reflect cfg.border pixels on every side, then to the next multiple; crop after decoding
         b, m = self.cfg.border, self.multiple
         padded = F.pad(x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")
+        both = self._tiled(padded) if tiled else self.restore_both(padded)
+        del padded
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
-        x_fid, x_real = (x[..., b : b + h, b : b + w].clamp(0, 1).to(lq.device) for x in self.restore_both(padded))
+        x_fid, x_real = (x[..., b : b + h, b : b + w].clamp(0, 1).to(lq.device) for x in both)
+        del both
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if fix == "adain" else ends
+
+    def _tiled(self, x_L: Tensor) -> tuple[Tensor, Tensor]:
+        """`restore_both` of x_L (N, 3, H, W), sides multiples of `multiple`, by overlapping tiles; on x_L's device.
+
+        Each tile goes through encoder, UNet and decoder, image by image, and is added with a weight from `_windows`.
+        Equal to `restore_both` where no layer looks further than a quarter of cfg.tile_overlap; attention and group
+        norms do, and there the overlap joins two slightly different answers smoothly.
+        """
+        if self.cfg.tile % self.multiple or self.cfg.tile_overlap % self.multiple:
+            raise ValueError(
+                f"tile={self.cfg.tile}, tile_overlap={self.cfg.tile_overlap}; this backbone wants multiples of "
+                f"{self.multiple}"
+            )
+        rows, columns = (_windows(side, self.cfg.tile, self.cfg.tile_overlap) for side in x_L.shape[-2:])
+        both = torch.zeros_like(x_L), torch.zeros_like(x_L)
+        for n in range(len(x_L)):
+            for top, u in rows:
+                for left, v in columns:
+                    place = (slice(n, n + 1), slice(None), slice(top, top + len(u)), slice(left, left + len(v)))
+                    weight = (u[:, None] * v).to(x_L)
+                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device)), strict=True):
+                        whole[place].addcmul_(part.to(x_L), weight)
+        return both
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
         """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""
@@ -230,6 +259,29 @@ class IFCSR(nn.Module):
         with atomic(folder / "ifcsr.json") as tmp:
             Path(tmp).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
         return folder
+
+
+def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
+    """(start, weights (min(tile, side),)) of the tiles along one axis; at each pixel the weights sum to 1.
+
+    Where a tile meets a neighbour, its outermost overlap / 4 pixels, which the cut may have changed, weigh nothing; a
+    raised cosine follows over overlap / 2. At the image's own border the weight is 1.
+    """
+    if side <= tile:
+        return [(0, torch.ones(side))]
+    starts = [*range(0, side - tile, tile - overlap), side - tile]
+    ramp = ((torch.arange(overlap) + 0.5 - overlap / 4) / (overlap / 2)).clamp(0, 1)
+    ramp = torch.sin(ramp * torch.pi / 2) ** 2
+    weights, total = [], torch.zeros(side)
+    for i, start in enumerate(starts):
+        w = torch.ones(tile)
+        if i > 0:
+            w[:overlap] = ramp
+        if i < len(starts) - 1:
+            w[tile - overlap :] *= ramp.flip(0)
+        weights.append(w)
+        total[start : start + tile] += w  # above 1 where the last tile, moved inwards, meets more than `overlap`
+    return [(start, w / total[start : start + tile]) for start, w in zip(starts, weights, strict=True)]
 
 
 def new(cfg: Config) -> IFCSR:

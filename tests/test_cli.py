@@ -71,6 +71,18 @@ def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
     assert "3 of 4 outputs exist" in error(["upscale", photos, out, "--model", "none-such"], capsys)
 
 
+def test_a_large_photo_in_tiles(photos, tmp_path, tiny_backbone, capsys):
+    """--tile 64 is too small to overlap, 128 works and gives the same size."""
+    photo, out = tmp_path / "wide.png", tmp_path / "wide_x4.png"
+    write_image(torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(0)), photo)
+    argv = ["upscale", str(photo), str(out), "--model", str(tiny_backbone)]
+    assert "multiples of 64" in error([*argv, "--tile", "64"], capsys)
+    assert main([*argv, "--tile", "128"]) == 0 and read_image(out).rgb.shape == (1, 3, 160, 200)
+    tiled = read_image(out).rgb
+    assert main([*argv, "--tile", "0", "--overwrite"]) == 0
+    assert not torch.equal(read_image(out).rgb, tiled)  # norms see tiles: another answer, so the option did something
+
+
 def test_gamma_blends_the_ends(photos, tmp_path):
     """Pixels are (1 - gamma) x_fid + gamma x_real, to 16-bit rounding."""
     assert upscale_folder(Bicubic(), {photos / "b.tif": tmp_path / "b.tif"}, 0.25) == 0

@@ -80,6 +80,23 @@ def test_ssim_agrees_with_scikit_image(photo):
     assert abs(score(noisy, photo, ["ssim"])["ssim"][0] - full[5:-5, 5:-5].mean()) < 1e-3  # ours clips each at 0
 
 
+def test_the_fast_ssim_is_pyiqas(photo):
+    """Within 1e-8 on a photo with noise, blur, a flat half, odd sizes, and its negative (terms below 0, clipped)."""
+    import pyiqa
+
+    slow = pyiqa.create_metric("ssim", device=torch.device("cpu"), **METRICS["ssim"].options)
+    g = torch.Generator().manual_seed(1)
+    flat = photo.clone()
+    flat[..., :128, :] = 0.5
+    cases = [(photo + 0.1 * torch.randn(photo.shape, generator=g)).clamp(0, 1), flat, 1 - photo, photo,
+             torch.nn.functional.avg_pool2d(photo, 5, 1, 2)]  # fmt: skip
+    for x in cases:
+        for cut in (slice(None), slice(3, 100)):
+            a, b = ((v[..., cut, :] * 255).round() / 255 for v in (x, photo))
+            assert abs(evaluate._ssim(a, b) - float(slow(a, b))) < 1e-8
+    assert evaluate._create("ssim", "cpu") is evaluate._ssim
+
+
 def test_closed_form_is_the_measured_psnr(pair):
     """Within .01 dB: the measured images are rounded to 8 bit, the closed form is not."""
     ends, hr = pair
