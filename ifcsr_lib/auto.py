@@ -1,0 +1,74 @@
+"""Gamma chosen by the machine: the PSNR-best one with a reference, the most realistic faithful one without. No network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .control import Endpoints, check_same_scene
+from .maps import smooth
+
+BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # sigma in output pixels, tried for "degraded again"
+ROUNDING = (1 / 12) ** 0.5 / 255  # root mean square of 8-bit rounding
+
+
+def auto_gamma(ends: Endpoints, target: Tensor | float | None = None) -> Tensor:
+    """Choose a gamma for each image: (N,) float32 in [0, 1], which fits `ends.blend`.
+
+    target: a reference (N, 3, H, W) in [0, 1]: the gamma of highest PSNR, in closed form (`evaluate.best_gamma`).
+        A tolerance tau, 0 or more: the largest gamma up to which the result, degraded again, stays near the LQ,
+            d(g) <= (1 + tau) max(d(0), 8-bit rounding) for all g up to gamma.
+        None: tau = TOLERANCE.
+    d(g) is the root mean square over RGB of B(x_hat) - B_0(x_L) in [0, 1]; B blurs (Gaussian) and shrinks four times, B_0
+    shrinks only; the blur, one of BLURS, is the one which brings x_fid nearest to x_L. d(0) then is what fidelity itself
+    leaves unexplained: the LQ's noise and JPEG artefacts. B is linear, so d^2 is a quadratic in gamma and needs no search.
+    Raises ValueError when x_L is missing, when ends, x_L and target differ in size or show different images; TypeError.
+    """
+    if isinstance(target, Tensor):
+        check_same_scene({"x_fid": ends.x_fid, "x_real": ends.x_real, "target": target})
+        from .evaluate import best_gamma
+
+        return best_gamma(ends, target)
+    tau = TOLERANCE if target is None else target
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+        raise TypeError(f"target came as {type(target).__name__}; pass a reference (N, 3, H, W), a tolerance, or None")
+    if not 0 <= tau < float("inf"):
+        raise ValueError(f"target={target!r}; allowed: a tolerance of 0 or more, a reference, or None")
+    e_f, e_r = _residuals(ends)
+    # mean (e_f + g (e_r - e_f))^2 = a g^2 + 2 b g + c; the largest g with the value at the limit is the upper root
+    d = e_r - e_f
+    a, b, c = (v.mean((1, 2, 3)) for v in (d * d, d * e_f, e_f * e_f))
+    excess = c - ((1 + tau) * c.sqrt().clamp(min=ROUNDING)) ** 2  # never above 0, so the roots are real
+    root = (-b + (b * b - a * excess).clamp(min=0).sqrt()) / a.clamp(min=1e-30)
+    return torch.where(a > 1e-12, root, torch.ones_like(a)).clamp(0, 1).float()
+
+
+# DECISION D42: tau = .02, chosen on Kodak (benchmarks/auto_gamma.py) and not on the benchmark it is validated on
+TOLERANCE = 0.02
+
+
+def lq_distance(ends: Endpoints, gamma: Tensor | float) -> Tensor:
+    """d(gamma) of `auto_gamma`, (N,): how far the result, degraded again, lies from the LQ. gamma: a float or (N,)."""
+    e_f, e_r = _residuals(ends)
+    g = torch.as_tensor(gamma, dtype=e_f.dtype).reshape(-1, 1, 1, 1)
+    return torch.lerp(e_f, e_r, g).square().mean((1, 2, 3)).sqrt().float()
+
+
+def _residuals(ends: Endpoints) -> tuple[Tensor, Tensor]:
+    """B(x_fid) - B_0(x_L) and B(x_real) - B_0(x_L), (N, 3, H/4, W/4) float64, with the blur of each image."""
+    if ends.x_L is None:
+        raise ValueError("these endpoints carry no x_L, which choosing gamma without a reference needs; "
+                         "make them with model.endpoints, or pass a reference as target")  # fmt: skip
+    check_same_scene({"x_L": ends.x_L, "x_fid": ends.x_fid, "x_real": ends.x_real})
+    seen = _shrink(ends.x_L.double())
+    tried = []
+    for sigma in BLURS:
+        x_fid, x_real = (x.double() if sigma == 0 else smooth(x.double(), sigma) for x in (ends.x_fid, ends.x_real))
+        tried.append((_shrink(x_fid) - seen, _shrink(x_real) - seen))
+    best = torch.stack([e_f.square().mean((1, 2, 3)) for e_f, _ in tried]).argmin(0)
+    return tuple(torch.stack([tried[k][side][i] for i, k in enumerate(best.tolist())]) for side in (0, 1))
+
+
+def _shrink(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=0.25, mode="bicubic", antialias=True)
