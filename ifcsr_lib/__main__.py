@@ -176,7 +176,8 @@ def plan(source: Path, target: Path, kind: str | None = None, overwrite: bool = 
 def upscale_folder(model, jobs: dict[Path, Path], gamma: float | str) -> int:
     """Upscale each photo of jobs = {photo: file to write} at gamma and return how many failed, each told on stderr.
 
-    model: anything whose `endpoints(lq)` gives Endpoints. gamma "auto": `auto.auto_gamma`, told on stdout. OSError (disk full, no permission) stops the run.
+    model: anything whose `endpoints(lq)` gives Endpoints. gamma "auto": `auto.auto_gamma`, told on stdout.
+    OSError (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
@@ -211,7 +212,8 @@ def _upscale(args: argparse.Namespace) -> int:
     from .models import load
 
     failed = upscale_folder(load(args.model), jobs, args.gamma)
-    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma}")
+    gamma = args.gamma if args.gamma == "auto" else f"{args.gamma:g}"
+    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {gamma}")
     return 1 if failed else 0
 
 

@@ -128,7 +128,7 @@ def blend_bands(x_fid: Tensor, x_real: Tensor, gamma: Sequence[float]) -> Tensor
         return x
     for g, band in zip(gamma, bands(x_real - x_fid, len(gamma)), strict=True):
         x = x + (g - gamma[-1]) * band
-    # DECISION D40: clamped, since bands of two images in [0, 1] may add up to values outside
+    # bands of two images in [0, 1] may add up to values outside, which E1 never does
     return x.clamp(0, 1)
 
 
