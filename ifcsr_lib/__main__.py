@@ -122,7 +122,10 @@ def _gamma(text: str) -> float:
 
 
 def _gamma_or_auto(text: str) -> float | str:
-    return text if text == "auto" else _gamma(text)
+    try:
+        return text if text == "auto" else _gamma(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def _setting(text: str) -> tuple[str, object]:

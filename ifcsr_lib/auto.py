@@ -61,13 +61,17 @@ def _residuals(ends: Endpoints) -> tuple[Tensor, Tensor]:
         raise ValueError("these endpoints carry no x_L, which choosing gamma without a reference needs; "
                          "make them with model.endpoints, or pass a reference as target")  # fmt: skip
     check_same_scene({"x_L": ends.x_L, "x_fid": ends.x_fid, "x_real": ends.x_real})
-    seen = _shrink(ends.x_L.double())
-    tried = []
-    for sigma in BLURS:
-        x_fid, x_real = (x.double() if sigma == 0 else smooth(x.double(), sigma) for x in (ends.x_fid, ends.x_real))
-        tried.append((_shrink(x_fid) - seen, _shrink(x_real) - seen))
-    best = torch.stack([e_f.square().mean((1, 2, 3)) for e_f, _ in tried]).argmin(0)
-    return tuple(torch.stack([tried[k][side][i] for i, k in enumerate(best.tolist())]) for side in (0, 1))
+    rows = []
+    for x_fid, x_real, x_L in zip(*(x.double().split(1) for x in (ends.x_fid, ends.x_real, ends.x_L)), strict=True):
+        seen = _shrink(x_L)
+        tried = [_shrink(_blur(x_fid, sigma)) - seen for sigma in BLURS]
+        best = min(range(len(BLURS)), key=lambda k: tried[k].square().mean().item())
+        rows.append((tried[best], _shrink(_blur(x_real, BLURS[best])) - seen))
+    return tuple(torch.cat(side) for side in zip(*rows, strict=True))
+
+
+def _blur(x: Tensor, sigma: float) -> Tensor:
+    return smooth(x, sigma) if sigma else x
 
 
 def _shrink(x: Tensor) -> Tensor:

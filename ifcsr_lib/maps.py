@@ -56,7 +56,7 @@ def from_mask(mask: Tensor, inside: float = 1.0, outside: float = 0.0, feather: 
     return _between(m, outside, inside)
 
 
-def from_texture(x: Tensor, low: float = 0.0, high: float = 1.0, half: float = 0.012, sigma: float = 6.0) -> Tensor:
+def from_texture(x: Tensor, low: float = 0.0, high: float = 1.0, half: float = 0.005, sigma: float = 6.0) -> Tensor:
     """A map that is `low` in flat regions and along single edges and rises towards `high` in texture. No learned saliency.
 
     x: (N, 3, H, W) in [0, 1], best x_L or x_fid. With l the smaller eigenvalue of the structure tensor of luma over a
@@ -71,7 +71,7 @@ def from_texture(x: Tensor, low: float = 0.0, high: float = 1.0, half: float = 0
         small = structure_tensor_eigenvalues(structure_tensor(y, sigma=sigma, mode="reflect"))[1]
         out.append(np.sqrt(np.maximum(small, 0)) / 8)  # skimage's Sobel filter gives 8 times the slope
     t = torch.from_numpy(np.stack(out)[:, None]).to(x)
-    # DECISION D39: half = .012 a pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
+    # DECISION D39: half = .005 a pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
     return _between(t / (t + half), low, high)
 
 

@@ -191,7 +191,7 @@ def test_bad_simplex():
 
 
 def test_different_scenes_are_told_from_different_ends(shared_data):
-    """On Kodak: 24 photographs against each other, and each against itself blurred, noisy and darker. Both ways all right."""
+    """On Kodak: each photograph passes with itself blurred, noisy and darker, and is refused with each of the 23 others."""
     from ifcsr_lib.images import list_images, read_image
 
     if not (shared_data / "kodak").is_dir():
@@ -199,13 +199,10 @@ def test_different_scenes_are_told_from_different_ends(shared_data):
     x = torch.cat([read_image(p).rgb[..., :512, :512] for p in list_images(shared_data / "kodak")])
     other = ((maps.smooth(x, 4.0) + 25 / 255 * torch.randn_like(x)) * 0.9).clamp(0, 1)
     check_same_scene({"x": x, "other": other})
-    found = 0
-    for i in range(1, len(x)):
-        try:
-            check_same_scene({"a": x, "b": other.roll(i, 0)})
-        except ValueError:
-            found += 1
-    assert found == len(x) - 1
+    for i in range(len(x)):
+        for j in set(range(len(x))) - {i}:
+            with pytest.raises(ValueError, match="different images"):
+                check_same_scene({"a": x[i : i + 1], "b": other[j : j + 1]})
 
 
 def test_the_other_task_keeps_the_size(tiny_cfg):
