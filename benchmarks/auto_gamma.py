@@ -20,20 +20,19 @@ import ifcsr_lib as ifcsr
 from ifcsr_lib import auto, config, data, evaluate, images, results
 from ifcsr_lib.degradation import degrade
 
-TOLERANCES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
-FIXED = (0.0, 0.1, 0.2, 0.3, 0.5)
+LEVELS = (0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # tolerances of auto_gamma
+SHARES = (0.02, 0.05, 0.1, 0.2)  # a rule that was tried and left: d(g) <= (1 + share) d(0)
+GRID = [i / 100 for i in range(101)]
 
 
 def items(name: str, cfg, limit: int | None):
-    """Yield (LQ, HR) pairs of a set, (1, 3, h, w) and (1, 3, 4h, 4w), and the folders read."""
+    """The (LQ, HR) pairs of a set, (1, 3, h, w) and (1, 3, 4h, 4w), and the folders read."""
     folder = data.user_data(name)
     if folder is None:
         raise FileNotFoundError(f"{name} is not there: set IFCSR_DATA to a folder with {name}/ (data/README.md)")
     if name == "realsr":
-        return [tuple(images.read_image(p).rgb for p in pair) for _, *pair in data.pairs(folder)[:limit]], [
-            folder / "LR",
-            folder / "HR",
-        ]
+        rows = [[images.read_image(p).rgb for p in paths] for _, *paths in data.pairs(folder)[:limit]]
+        return rows, [folder / "LR", folder / "HR"]
     pairs = []
     for i, path in enumerate(images.list_images(folder)[:limit]):
         x_H = images.read_image(path).rgb[..., :512, :512]
@@ -42,23 +41,26 @@ def items(name: str, cfg, limit: int | None):
 
 
 def table(model, pairs) -> pd.DataFrame:
-    """A row a way to choose gamma: its mean, its mean distance to and correlation with the best, the dB it loses."""
-    chosen, lost = {}, {}
+    """A row a way to choose gamma: mean gamma, mean distance to and correlation with the best, dB lost to the best, and
+    what the fixed gamma of the same mean (to .01) would lose on the same images."""
+    chosen, lost, fixed = [], [], []
     for lq, hr in tqdm(pairs, disable=None):
         ends = model.endpoints(lq)
-        best = float(evaluate.best_gamma(ends, hr))
-        ways = {"PSNR-best": best} | {f"auto, tolerance {t:g}": float(auto.auto_gamma(ends, t)) for t in TOLERANCES}
-        ways |= {f"fixed {g:g}": g for g in FIXED}
-        psnr = {g: evaluate.psnr_curve(ends, hr, [g])["psnr"].iloc[0] for g in {*ways.values()}}
-        for way, g in ways.items():
-            chosen.setdefault(way, []).append(g)
-            lost.setdefault(way, []).append(psnr[best] - psnr[g])
-    chosen, lost = pd.DataFrame(chosen), pd.DataFrame(lost)
-    best = chosen["PSNR-best"]
-    rows = {"gamma": chosen.mean(), "distance to best": chosen.sub(best, axis=0).abs().mean(),
-            "correlation with best": chosen.loc[:, chosen.nunique() > 1].corrwith(best), "PSNR lost (dB)": lost.mean(),
-            "PSNR lost, worst (dB)": lost.max()}  # fmt: skip
-    return pd.DataFrame(rows).reindex(chosen.columns).assign(images=len(best)).rename_axis("way")
+        d0 = 255 * float(auto.lq_distance(ends, 0.0))
+        ways = {"PSNR-best": float(auto.auto_gamma(ends, hr))}
+        ways |= {f"auto, {t:g} level{'s' * (t != 1)}": float(auto.auto_gamma(ends, t)) for t in LEVELS}
+        ways |= {f"share {s:g}": float(auto.auto_gamma(ends, d0 * ((1 + s) ** 2 - 1) ** 0.5)) for s in SHARES}
+        curve = evaluate.psnr_curve(ends, hr, sorted({*GRID, *ways.values()}))["psnr"]
+        top = curve[ways["PSNR-best"]]
+        chosen.append(ways)
+        lost.append({way: top - curve[g] for way, g in ways.items()})
+        fixed.append({g: top - curve[g] for g in GRID})
+    chosen, lost, fixed = (pd.DataFrame(rows) for rows in (chosen, lost, fixed))
+    out = pd.DataFrame({"gamma": chosen.mean(), "PSNR lost (dB)": lost.mean(), "worst (dB)": lost.max()})
+    out["fixed gamma loses (dB)"] = [fixed[round(g, 2)].mean() for g in out["gamma"]]
+    out["distance to best"] = chosen.sub(chosen["PSNR-best"], axis=0).abs().mean()
+    out["correlation with best"] = chosen.corrwith(chosen["PSNR-best"])
+    return out.assign(images=len(chosen)).rename_axis("way")
 
 
 def main(argv=None) -> int:

@@ -12,8 +12,8 @@ _WHERE = {
     "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = (
-    "config", "control", "data", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
-    "reproduce", "results", "trainer",
+    "auto", "config", "control", "data", "degradation", "evaluate", "explorer", "ghosting", "images", "loss", "maps", "models",
+    "pocket", "reproduce", "results", "trainer",
 )  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 

@@ -25,11 +25,11 @@ LQ = (LQ + 0.02 * torch.randn(LQ.shape, generator=torch.Generator().manual_seed(
 ENDS = Endpoints(smooth(HR, 0.7), (HR + smooth(noise(2), 2.0) * 0.5).clamp(0, 1), upsample(LQ))
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.02, 0.1, 0.5])
-def test_the_closed_form_is_the_largest_gamma_within_the_limit(tau):
+@pytest.mark.parametrize("levels", [0.0, 0.5, 1.0, 4.0])
+def test_the_closed_form_is_the_largest_gamma_within_the_limit(levels):
     """Every gamma of a scan below it stays within the limit, every one above leaves it; at it, the limit is met to 1e-6."""
-    limit = (1 + tau) * lq_distance(ENDS, 0.0).clamp(min=auto.ROUNDING)
-    best = auto_gamma(ENDS, tau)
+    limit = (lq_distance(ENDS, 0.0) ** 2 + (levels / 255) ** 2).sqrt()
+    best = auto_gamma(ENDS, levels)
     assert best.shape == (2,) and best.dtype == torch.float32
     for g in (0.0, 0.01, 0.05, 0.1, 0.3, 0.6, 1.0):
         inside = lq_distance(ENDS, g) <= limit + 1e-7
@@ -39,7 +39,7 @@ def test_the_closed_form_is_the_largest_gamma_within_the_limit(tau):
 
 
 def test_more_tolerance_gives_more_gamma_and_none_is_the_default():
-    gammas = torch.stack([auto_gamma(ENDS, tau) for tau in (0.0, 0.05, 0.2, 1.0, 100.0)])
+    gammas = torch.stack([auto_gamma(ENDS, levels) for levels in (0.0, 0.5, 1.0, 3.0, 100.0)])
     assert (gammas.diff(dim=0) >= 0).all() and (gammas[1] > 0.01).all() and (gammas[-1] == 1).all()
     assert torch.equal(auto_gamma(ENDS), auto_gamma(ENDS, auto.TOLERANCE))
 
