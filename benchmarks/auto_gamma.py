@@ -46,10 +46,11 @@ def table(model, pairs) -> pd.DataFrame:
     chosen, lost, fixed = [], [], []
     for lq, hr in tqdm(pairs, disable=None):
         ends = model.endpoints(lq)
-        d0 = 255 * float(auto.lq_distance(ends, 0.0))
+        a, b, c = auto._quadratic(ends)  # once: auto_gamma would blur again for every tolerance
+        d0 = 255 * float(c.sqrt())
         ways = {"PSNR-best": float(auto.auto_gamma(ends, hr))}
-        ways |= {f"auto, {t:g} level{'s' * (t != 1)}": float(auto.auto_gamma(ends, t)) for t in LEVELS}
-        ways |= {f"share {s:g}": float(auto.auto_gamma(ends, d0 * ((1 + s) ** 2 - 1) ** 0.5)) for s in SHARES}
+        ways |= {f"auto, {t:g} level{'s' * (t != 1)}": float(auto._largest(a, b, t)) for t in LEVELS}
+        ways |= {f"share {s:g}": float(auto._largest(a, b, d0 * ((1 + s) ** 2 - 1) ** 0.5)) for s in SHARES}
         curve = evaluate.psnr_curve(ends, hr, sorted({*GRID, *ways.values()}))["psnr"]
         top = curve[ways["PSNR-best"]]
         chosen.append(ways)

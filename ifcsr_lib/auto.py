@@ -38,19 +38,27 @@ def auto_gamma(ends: Endpoints, target: Tensor | float | None = None) -> Tensor:
         raise TypeError(f"target came as {type(target).__name__}; pass a reference (N, 3, H, W), a tolerance, or None")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"target={target!r}; allowed: a tolerance of 0 or more levels, a reference, or None")
-    e_f, e_r = _residuals(ends)
-    # d(g)^2 = mean (e_f + g (e_r - e_f))^2 = d(0)^2 + 2 b g + a g^2; the largest g within the limit is the upper root
-    d = e_r - e_f
-    a, b = (v.mean((1, 2, 3)) for v in (d * d, d * e_f))
-    root = (-b + (b * b + a * (tolerance / 255) ** 2).sqrt()) / a.clamp(min=1e-30)
-    return torch.where(a > 1e-12, root, torch.ones_like(a)).clamp(0, 1).float()
+    return _largest(*_quadratic(ends)[:2], tolerance)
 
 
 def lq_distance(ends: Endpoints, gamma: Tensor | float) -> Tensor:
     """d(gamma) of `auto_gamma`, (N,): how far the result, degraded again, lies from the LQ. gamma: a float or (N,)."""
+    a, b, c = _quadratic(ends)
+    g = torch.as_tensor(gamma, dtype=a.dtype)
+    return (a * g**2 + 2 * b * g + c).clamp(min=0).sqrt().float()
+
+
+def _quadratic(ends: Endpoints) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b, c (N,) of d(g)^2 = mean (e_f + g (e_r - e_f))^2 = a g^2 + 2 b g + c."""
     e_f, e_r = _residuals(ends)
-    g = torch.as_tensor(gamma, dtype=e_f.dtype).reshape(-1, 1, 1, 1)
-    return torch.lerp(e_f, e_r, g).square().mean((1, 2, 3)).sqrt().float()
+    d = e_r - e_f
+    return tuple(v.mean((1, 2, 3)) for v in (d * d, d * e_f, e_f * e_f))
+
+
+def _largest(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """The largest g in [0, 1] with a g^2 + 2 b g <= (tolerance / 255)^2: the upper root."""
+    root = (-b + (b * b + a * (tolerance / 255) ** 2).sqrt()) / a.clamp(min=1e-30)
+    return torch.where(a > 1e-12, root, torch.ones_like(a)).clamp(0, 1).float()
 
 
 def _residuals(ends: Endpoints) -> tuple[Tensor, Tensor]:
