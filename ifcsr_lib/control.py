@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .images import check_images
 
 
-def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor) -> Tensor:
+def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor | Sequence[float]) -> Tensor:
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map; in [0, 1], 0 = fidelity, 1 = realism.
+    gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
+        1 = realism. A list or tuple of floats is one gamma a Laplacian band, coarse to fine: `maps.blend_bands`.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
     if x_fid.shape != x_real.shape:
         raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
+    if isinstance(gamma, (list, tuple)):
+        from .maps import blend_bands
+
+        return blend_bands(x_fid, x_real, gamma)
     return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid))
 
 
 def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
     """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not allowed."""
     if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
-        raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor")
+        raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
+                        "list with a float a band")  # fmt: skip
     g = torch.as_tensor(gamma, dtype=torch.float32)
     n, _, h, w = like.shape
     if g.ndim == 1 and len(g) == n:
@@ -78,7 +86,7 @@ class Endpoints:
             self.x_fid[one], self.x_real[one], None if self.x_L is None else self.x_L[one], self.made_by
         )
 
-    def blend(self, gamma: float | Tensor) -> Tensor:
+    def blend(self, gamma: float | Tensor | Sequence[float]) -> Tensor:
         """E1 at gamma: see `blend`."""
         return blend(self.x_fid, self.x_real, gamma)
 
@@ -105,3 +113,79 @@ class Endpoints:
         from . import portable
 
         return portable.load(path)
+
+
+@dataclass(frozen=True)
+class ManyEndpoints:
+    """Any number of endpoint images of one batch; a point of their simplex is a weighted mean, and no network runs.
+
+    images: {name: (N, 3, H, W)}, two or more, float32 RGB in [0, 1]. x_L: their input x4, if known.
+    Raises ValueError when sizes differ, when there are fewer than two, or when they show different scenes.
+    """
+
+    images: Mapping[str, Tensor]
+    x_L: Tensor | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.images, Mapping) or len(self.images) < 2:
+            count = len(self.images) if isinstance(self.images, Mapping) else type(self.images).__name__
+            raise ValueError(f"images came as {count}; pass a dict of two or more, {{name: (N, 3, H, W)}}")
+        check_same_scene(dict(self.images) if self.x_L is None else {**self.images, "x_L": self.x_L})
+
+    def blend(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> Tensor:
+        """sum_i w_i x_i with w_i >= 0 and sum_i w_i = 1; a weight of 1 returns that endpoint bit for bit.
+
+        weights: {name: float}, every endpoint named; floats in the order of `images`; or a tensor: (K,), (N, K) for one
+            point an image, (N, K, H, W) for maps, K endpoints.
+        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma: more ends are further calls of it.
+        """
+        w = self._weights(weights)
+        (x, *others), total = self.images.values(), w[:, :1]
+        for i, other in enumerate(others, 1):
+            total = total + w[:, i : i + 1]
+            x = blend(x, other, (w[:, i : i + 1] / total.clamp(min=1e-12)).clamp(max=1).expand(len(x), 1, *x.shape[2:]))
+        return x
+
+    def _weights(self, weights) -> Tensor:
+        """(1 or N, K, 1 or H, 1 or W), checked."""
+        names, like = list(self.images), next(iter(self.images.values()))
+        if isinstance(weights, Mapping):
+            if set(weights) != set(names):
+                raise ValueError(f"weights name {sorted(weights)}; pass one for each endpoint of {names}, 0 included")
+            weights = [weights[name] for name in names]
+        w = torch.as_tensor(weights, dtype=torch.float32, device=like.device)
+        n, k, (h, width) = len(like), len(names), like.shape[2:]
+        if tuple(w.shape) not in {(k,), (n, k), (1, k, h, width), (n, k, h, width)}:
+            raise ValueError(f"weights have shape {tuple(w.shape)}; allowed for {names}: ({k},), ({n}, {k}) or "
+                             f"({n}, {k}, {h}, {width})")  # fmt: skip
+        w = w.reshape(-1, k, 1, 1) if w.ndim < 4 else w
+        total = w.sum(1)
+        if not bool((w >= 0).all() and ((total - 1).abs() < 1e-5).all()):  # NaN fails too
+            raise ValueError(f"weights reach down to {w.min().item():.4g} and sum to {total.min().item():.4g} ... "
+                             f"{total.max().item():.4g}; allowed: 0 or more, sum 1 (divide by the sum)")  # fmt: skip
+        return w
+
+
+def check_same_scene(images: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless all of {name: (N, 3, H, W) in [0, 1]} have one size and, picture by picture, one scene.
+
+    Two images a, b, shrunk 16 times (to 8 pixels or more a side), are taken as different scenes when
+    var(a - b) > (var a + var b + 2 (24/255)^2) / 5: unrelated images have 1 in place of the 1/5 on average, equal ones 0,
+    flat ones with noise little. It finds ends that were mixed up, not ends that disagree.
+    """
+    (first, a), *others = images.items()
+    check_images(a, first)
+    for name, b in others:
+        check_images(b, name)
+        if a.shape != b.shape:
+            raise ValueError(f"endpoints differ in shape: {first} {tuple(a.shape)} and {name} {tuple(b.shape)}")
+    factor = max(1, min(16, min(a.shape[2:]) // 8))
+    small = {name: F.avg_pool2d(x, factor) for name, x in images.items()}
+    variance = {name: x.var((1, 2, 3)) for name, x in small.items()}
+    for name in list(images)[1:]:
+        # DECISION D37: the threshold 1/5; on Kodak different photographs have .26 or more, and a photograph and its own
+        # blurred, noisy, darker copy or one 4 pixels aside .03 or less
+        limit = (variance[first] + variance[name] + 2 * (24 / 255) ** 2) / 5
+        if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
+            raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
+                             f"{len(bad)}); pass the endpoints of one photograph")  # fmt: skip

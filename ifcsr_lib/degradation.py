@@ -117,6 +117,24 @@ def degrade(hq: Tensor, seed: int, preset: str = "x4plus", index: int | Sequence
     return (lq, [(name, [stages[name][0] for stages in results]) for name in STAGES]) if trace else lq
 
 
+# DECISION D40: denoising is blind over the usual test levels, 15 to 50 of 255; the paper claims transfer without a recipe
+NOISE_LEVELS = (15.0, 50.0)
+
+
+def noisy(x_H: Tensor, seed: int, index: Sequence[int]) -> Tensor:
+    """The other task: white Gaussian noise on RGB at the same size, then 8 bits. NOT from the paper.
+
+    x_H: (N, 3, H, W) in [0, 1]; seed, index: as in `degrade`, one index an image. Each image's standard deviation is
+    drawn from U(NOISE_LEVELS), in 8-bit levels. Returns (N, 3, H, W) in [0, 1].
+    """
+    check_images(x_H, "x_H")
+    out = []
+    for x, i in zip(x_H.detach().split(1), index, strict=True):
+        rng = generator(seed, i)
+        out.append(add_gaussian_noise(x, _uniform(rng, *NOISE_LEVELS), False, rng))
+    return torch.cat(out).clamp(0, 1).mul(255).round().div(255)
+
+
 def generator(seed: int, index: int) -> Generator:
     """The CPU generator of one image: numpy's SeedSequence mixes (seed, index), so neighbours are unrelated."""
     return Generator().manual_seed(int(np.random.SeedSequence((seed, index)).generate_state(1)[0]))
