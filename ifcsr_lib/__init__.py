@@ -12,8 +12,8 @@ _WHERE = {
     "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = (
-    "config", "control", "data", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
-    "reproduce", "results", "trainer",
+    "config", "control", "costs", "data", "degradation", "evaluate", "explorer", "images", "loss", "models", "pocket",
+    "reproduce", "results", "strategies", "trainer",
 )  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 

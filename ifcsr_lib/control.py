@@ -105,3 +105,13 @@ class Endpoints:
         from . import portable
 
         return portable.load(path)
+
+
+def strategies() -> dict[str, type]:
+    """Every way to control on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
+
+    The image blend first; then latent, weight and timestep control and one-step methods without control (strategies.py).
+    """
+    from .strategies import STRATEGIES  # needs diffusers, which moving the slider does not
+
+    return dict(STRATEGIES)
