@@ -307,6 +307,7 @@ class ImageBlend(Strategy):
 
     def _setup(self, lq):
         self.ends = self.model.endpoints(lq)
+        self.x_L = self.ends.x_L
         self.calls.update(encode=1, unet=2, decode=2)
 
     def _adjust(self, value):
