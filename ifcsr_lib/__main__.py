@@ -103,7 +103,7 @@ Protocol of the paper's peers: 8-bit RGB, no border cropped, PSNR and SSIM on lu
 matched by name without suffix. A metric whose weights are missing reads "not run: needs ...".
 Without HR only metrics that need no reference are computed."""
 _REPRODUCE = """\
-Notebooks 00 to 06 run one after another with a progress line each; executed copies, tables and
+Notebooks 00 to 07 run one after another with a progress line each; executed copies, tables and
 figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
 paper needs a GPU for days."""
 
