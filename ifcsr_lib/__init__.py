@@ -12,9 +12,9 @@ _WHERE = {
     "IFCSRPipeline": "pipeline", "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = (
-    "auto", "backbone", "benchmark", "config", "control", "data", "datasets", "degradation", "evaluate", "explorer",
-    "ghosting", "images", "loss", "maps", "models", "peers", "pipeline", "pocket", "remote", "reproduce", "results",
-    "sd21", "streams", "trainer",
+    "auto", "backbone", "benchmark", "config", "control", "costs", "data", "datasets", "degradation", "evaluate",
+    "explorer", "ghosting", "images", "loss", "maps", "models", "peers", "pipeline", "pocket", "remote", "reproduce",
+    "results", "sd21", "strategies", "streams", "trainer",
 )  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 

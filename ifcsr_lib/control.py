@@ -189,3 +189,13 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
         if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
             raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
                              f"{len(bad)}); pass the endpoints of one photograph")  # fmt: skip
+
+
+def strategies() -> dict[str, type]:
+    """Every way to control on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
+
+    The image blend first; then latent, weight and timestep control and one-step methods without control (strategies.py).
+    """
+    from .strategies import STRATEGIES  # needs diffusers, which moving the slider does not
+
+    return dict(STRATEGIES)

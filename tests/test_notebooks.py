@@ -13,7 +13,7 @@ from ifcsr_lib.config import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ("00_start_here", "01_degradation", "02_stage1_fidelity", "03_stage2_realism", "04_gamma_sweep", "05_ablations",
-         "06_explorer", "08_beyond_two_ends", "09_denoising")  # fmt: skip
+        "06_explorer", "07_control_cost", "08_beyond_two_ends", "09_denoising")  # fmt: skip
 MACHINE_PATH = re.compile(r"(?<![\w.])(/(home|Users|root|tmp|work|mnt|opt|var|data)/|[A-Za-z]:\\\\?\w)")
 notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 

@@ -1,0 +1,60 @@
+"""What the benchmarks share: the machine's name, a median time, and the printed table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+
+def machine() -> str:
+    """Processor, its count, torch's threads and version, without the host's name."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+
+
+def load() -> str:
+    """The machine's load before a benchmark begins: above 0.5 other programs disturb it."""
+    return f"load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"
+
+
+def seconds(run: Callable, repeats: int = 5) -> float:
+    """Median wall time of run() after one call that does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def together(runs: dict[str, Callable], repeats: int = 5) -> dict[str, float]:
+    """Median wall time of each, taken in turns, so that a slow moment of the machine meets all of them alike."""
+    times = {name: [] for name in runs}
+    for i in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def show(title: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Name the machine, make the table, print it, return it."""
+    print(f"{title}\nmachine: {machine()}; {load()}")
+    table = make()
+    print(table.to_string(float_format="{:.4g}".format), flush=True)
+    return table

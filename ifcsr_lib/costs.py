@@ -1,0 +1,151 @@
+"""What each way to control costs and gives: passes, time, memory, break-even, spectrum and smoothness of its path.
+
+Every function takes strategies of strategies.py, already made for one model, and computes what it returns in this process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .evaluate import score, summary
+
+COUNTS = (1, 2, 5, 10, 50)
+MACS = {"encode": 558, "unet": 402, "decode": 1257}  # G at 512x512, SD 2.1-base, counted on the meta device
+
+
+def passes(strategy, lq: Tensor) -> tuple[Counter, Counter]:
+    """(passes of setup, passes of one adjustment), Counters of encode, unet and decode, as they happen on lq."""
+    strategy.setup(lq)
+    first = Counter(strategy.calls)
+    strategy.adjust(0.5)
+    return first, strategy.calls - first
+
+
+def formula(calls: Counter) -> str:
+    """Counter(unet=2, encode=1) as "E + 2U"; "0" when empty."""
+    terms = [f"{n if n > 1 else ''}{k[0].upper()}" for k in ("encode", "unet", "decode") if (n := calls[k])]
+    return " + ".join(terms) or "0"
+
+
+def macs(calls: Counter) -> int:
+    """G multiply-adds of these passes for one 512x512 image on SD 2.1-base."""
+    return sum(MACS[k] * n for k, n in calls.items())
+
+
+def break_even(setup: float, adjust: float, other_setup: float, other_adjust: float) -> int | None:
+    """The least number N of adjustments, 1 or more, from which setup + N adjust is at most the other's; None: never.
+
+    Any unit, the same for all four. N is the least from which it stays so: None also when adjust is the larger.
+    """
+    if adjust > other_adjust or (adjust == other_adjust and setup > other_setup):
+        return None
+    if setup + adjust <= other_setup + other_adjust:
+        return 1
+    return math.ceil((setup - other_setup) / (other_adjust - adjust))
+
+
+def measure(strategy, lq: Tensor, counts: tuple[int, ...] = COUNTS) -> dict:
+    """One row of the cost table: passes, seconds of setup, of an adjustment (median), of setup and N adjustments, and MB.
+
+    After one warm-up a single run of max(counts) adjustments gives all times. kept (MB): what the strategy holds between
+    adjustments, with x_L; peak (MB): the most that setup or an adjustment adds on top of what was there before it.
+    """
+    if not counts or min(counts) < 1:
+        raise ValueError(f"counts={counts}; allowed: one number of adjustments or more, each 1 or more")
+    setup_calls, adjust_calls = passes(strategy, lq)
+    begin = _now()
+    strategy.setup(lq)
+    setup, each, totals = _now() - begin, [], {}
+    for n in range(1, max(counts) + 1):
+        start = _now()
+        strategy.adjust(n % 11 / 10)
+        each.append(_now() - start)
+        if n in counts:
+            totals[f"N = {n} (s)"] = _now() - begin
+    return {
+        "set-up": formula(setup_calls),
+        "adjustment": formula(adjust_calls),
+        "set-up (s)": setup,
+        "adjustment (s)": statistics.median(each),
+        **totals,
+        "kept (MB)": kept(strategy) / 1e6,
+        "peak of set-up (MB)": peak(lambda: strategy.setup(lq)) / 1e6,
+        "peak of adjustment (MB)": peak(lambda: strategy.adjust(0.5)) / 1e6,
+    }
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def kept(strategy) -> int:
+    """Bytes of the tensors that a strategy holds; a storage that several share counts once."""
+    held = list(vars(strategy).values())
+    held += [v for thing in held if hasattr(thing, "x_fid") for v in vars(thing).values()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if isinstance(t, Tensor)}.values())
+
+
+def peak(run: Callable) -> int:
+    """Bytes that tensors occupy at most while run() runs, beyond what they did before; from torch's own allocations."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it tells the terminal of every start and stop
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    steps = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(max(steps, default=0))
+
+
+def spectrum(strategy, lq: list[Tensor], hr: list, values, metrics: list[str], names=None) -> pd.DataFrame:
+    """Mean scores along the values (index "gamma"), as evaluate.sweep has them for the image blend.
+
+    lq: single images (1, 3, h, w); hr: their references, images or paths. One row for a strategy without control.
+    """
+    values = list(values) if strategy.controls else [0.0]
+    images = {v: [] for v in values}
+    for x in lq:
+        strategy.setup(x)
+        for v in values:
+            images[v].append(strategy.adjust(v))
+    table = pd.DataFrame({v: summary(score(x, hr, metrics, names)) for v, x in images.items()}).T.rename_axis("gamma")
+    return table.infer_objects()
+
+
+def path(strategy, lq: Tensor, steps: int = 20) -> dict:
+    """How evenly a slider moves the picture: jumps between neighbours of steps + 1 values, RMS in 8-bit levels.
+
+    largest jump, mean jump, their ratio (1: even), the distance of the ends, and detour, the path's length over it (1: straight).
+    """
+    strategy.setup(lq)
+    first = last = strategy.adjust(0.0)
+    jumps = []
+    for i in range(1, steps + 1):
+        now = strategy.adjust(i / steps)
+        jumps.append(_rms(now - last))
+        last = now
+    mean, ends = sum(jumps) / steps, _rms(last - first)
+    return {
+        "largest jump": max(jumps), "mean jump": mean, "largest / mean": max(jumps) / mean if mean else math.nan,
+        "ends apart": ends, "detour": sum(jumps) / ends if ends else math.nan,
+    }  # fmt: skip
+
+
+def _rms(x: Tensor) -> float:
+    return 255 * x.square().mean().sqrt().item()
