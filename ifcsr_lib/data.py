@@ -150,8 +150,10 @@ class Crops(Dataset):
         return {"x_H": x_H, "index": i, "name": self.names[n]}
 
 
-def training_crops(cfg: Config) -> Crops:
-    """The crops stages 1 and 2 train on: photographs of cfg.training_set, a folder of $IFCSR_DATA or "shipped"."""
+def training_crops(cfg: Config) -> Dataset:
+    """The crops stages 1 and 2 train on: photographs of cfg.training_set, a folder of $IFCSR_DATA or "shipped".
+
+    With cfg.fixed_crops the first so many of them, again and again."""
     if cfg.training_set == "shipped":
         paths = [p.path for p in photos("train")]
     else:
@@ -161,18 +163,32 @@ def training_crops(cfg: Config) -> Crops:
                 f"no training images: set IFCSR_DATA to a folder with {cfg.training_set}/ (see data/README.md)"
             )
         paths = list_images(folder)
-    return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
+    crops = Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
+    return Repeated(crops, cfg.fixed_crops) if cfg.fixed_crops else crops
 
 
-def normal(seed: int, index, shape) -> Tensor:
-    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i]) alone."""
-    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
+class Repeated(Dataset):
+    """The first n samples of a stream again and again: [i] is samples[i % n], and "draw": i for what stays fresh (gamma)."""
+
+    def __init__(self, samples: Dataset, n: int):
+        self.samples, self.n = samples, n
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, i: int) -> dict:
+        return {**self.samples[i % self.n], "draw": i}
+
+
+def normal(seed: int, index, shape, stream: int = 2) -> Tensor:
+    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i], stream) alone."""
+    draws = [np.random.default_rng([seed, int(i), stream]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
     return torch.from_numpy(np.stack(draws))
 
 
-def uniform(seed: int, index) -> Tensor:
-    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i]) alone."""
-    return torch.tensor([np.random.default_rng([seed, int(i), 3]).random() for i in index], dtype=torch.float32)
+def uniform(seed: int, index, stream: int = 3) -> Tensor:
+    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i], stream) alone."""
+    return torch.tensor([np.random.default_rng([seed, int(i), stream]).random() for i in index], dtype=torch.float32)
 
 
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -47,7 +49,9 @@ class IFCSR(nn.Module):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are the point
             torch.manual_seed(cfg.seed)
-            for name in ADAPTERS:
+            # cfg.vsd (not from the paper) wants a third adapter; it comes last, so the first two start as without it
+            self.adapters = ADAPTERS + (("score",) if cfg.vsd else ())
+            for name in self.adapters:
                 self.unet.add_adapter(
                     LoraConfig(  # DECISION D4: alpha 8 and Gaussian A, zero B, as both peers
                         r=cfg.rank, lora_alpha=cfg.lora_alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS
@@ -55,14 +59,14 @@ class IFCSR(nn.Module):
                     adapter_name=name,
                 )
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
-        self._active = None
+        self._active = self._chosen = None
         self.train_only()
         self.eval()
 
     def adapter(self, name: str) -> dict[str, nn.Parameter]:
         """The LoRA weights of "fidelity" or "realism", {key in the saved file: parameter}."""
-        if name not in ADAPTERS:
-            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(ADAPTERS)}")
+        if name not in self.adapters:
+            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(self.adapters)}")
         mark = f".{name}."
         return {f"unet.{n.replace(mark, '.')}": p for n, p in self.unet.named_parameters() if mark in n}
 
@@ -93,10 +97,19 @@ class IFCSR(nn.Module):
         """Scaled latents -> images (N, 3, H, W); not clamped."""
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
-    def eps(self, z: Tensor, adapters: str | list[str]) -> Tensor:
-        """The UNet's prediction for z (N, C, h, w) at cfg.timestep: one adapter for all, or one name an image."""
-        prompt = self.prompt.expand(len(z), -1, -1)
-        hooks = []
+    def eps(self, z: Tensor, adapters: str | list[str], t: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
+        """The UNet's prediction for z (N, C, h, w): one adapter for all, or one name an image ("__base__": none of them).
+
+        t: (N,) timesteps, default cfg.timestep. prompt: (1, T, D), default the empty prompt's.
+        """
+        prompt = (self.prompt if prompt is None else prompt).expand(len(z), -1, -1)
+        with self.using(adapters):
+            return self.unet(z, self.cfg.timestep if t is None else t, prompt).sample
+
+    @contextlib.contextmanager
+    def using(self, adapters: str | list[str]):
+        """What runs inside goes through these adapters: one for all images, or one name an image."""
+        hooks, self._chosen = [], adapters
         if isinstance(adapters, str):
             self._switch(adapters)
         else:
@@ -106,15 +119,35 @@ class IFCSR(nn.Module):
 
             hooks = [m.register_forward_pre_hook(choose, with_kwargs=True) for m in self._lora]
         try:
-            return self.unet(z, self.cfg.timestep, prompt).sample
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
 
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Keep no activations of UNet and VAE but those between blocks; the backward pass computes the rest again."""
+
+        def checkpoint(block, *args):
+            chosen = self._chosen
+
+            def again(*args):  # a backward pass comes after other adapters have run
+                if chosen is None:
+                    return block(*args)
+                with self.using(chosen):
+                    return block(*args)
+
+            return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False)
+
+        for net in (self.unet, self.vae):
+            if on:
+                net.enable_gradient_checkpointing(checkpoint)
+            else:
+                net.disable_gradient_checkpointing()
+
     def _switch(self, name: str) -> None:
         if self._active != name:
             # peft's set_adapter makes what it activates trainable, which must not thaw theta in stage 2
-            frozen = {p: p.requires_grad for a in ADAPTERS for p in self.adapter(a).values()}
+            frozen = {p: p.requires_grad for a in self.adapters for p in self.adapter(a).values()}
             self.unet.set_adapter(name)
             for p, flag in frozen.items():
                 p.requires_grad_(flag)
@@ -286,13 +319,30 @@ def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor,
 def _empty_prompt(folder: Path) -> Tensor:
     """The stored embedding of "" (empty_prompt.safetensors), else made by the folder's own text encoder."""
     stored = folder / "empty_prompt.safetensors"
-    if stored.exists():
-        return load_file(stored)["prompt"].float()
+    return load_file(stored)["prompt"].float() if stored.exists() else _embed(folder, "")
+
+
+def embed_prompt(cfg: Config, text: str) -> Tensor:
+    """(1, T, D): what the backbone's own text encoder makes of `text`. Only cfg.csd (not from the paper) needs one.
+
+    Raises ValueError for a backbone without a text encoder, such as pocket, whose one prompt is learned.
+    """
+    folder = POCKET if cfg.backbone == "pocket" else _folder(cfg.backbone, cfg.revision)
+    if not (folder / "text_encoder" / "config.json").exists():
+        raise ValueError(
+            f"csd={cfg.csd:g} needs a text encoder, and backbone {cfg.backbone!r} has none (text_encoder/, tokenizer/); "
+            "use SD 2.1-base or csd=0.0"
+        )
+    return _embed(folder, text)
+
+
+def _embed(folder: Path, text: str) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True)
-    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    length = tokenizer.model_max_length
+    ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
     with torch.inference_mode():
         return encoder(ids)[0].float().clone()
 
