@@ -127,7 +127,7 @@ PROFILES: dict[str, dict] = {
 # for `-o`/`overrides` by the card's memory; each is the paper's 4 images a step at 512x512. `train --dry-run` computes the peak
 RECIPES: dict[str, dict] = {
     "80 GB": {"compile": "inductor", "workers": 8},
-    "24 GB": {"batch": 1, "gradient_accumulation": 4, "workers": 4},
+    "24 GB": {"batch": 2, "gradient_accumulation": 2, "workers": 4},
     "12 GB": {"batch": 1, "gradient_accumulation": 4, "gradient_checkpointing": True, "workers": 4},
 }
 
