@@ -244,6 +244,7 @@ class _Loss(torch.nn.Module):
 
 
 def _images(cfg: Config, accelerator: Accelerator) -> int:
+    # DECISION D32: every card takes cfg.batch images, and the rate stays
     return cfg.batch * cfg.gradient_accumulation * accelerator.num_processes
 
 
@@ -474,7 +475,8 @@ class Stage2(_Stage):
             return self.model.decode(self.model.one_step(z_L, "fidelity"))
         files = [self.cache / f"{int(i)}.safetensors" for i in index]
         if all(f.exists() for f in files):
-            return torch.stack([load_file(f)["x_fid"] for f in files]).to(z_L.device)
+            x_fid = torch.stack([load_file(f)["x_fid"] for f in files]).to(z_L.device)
+            return x_fid.contiguous(memory_format=torch.channels_last)  # as it left the decoder: sums then have their order
         x_fid = self.model.decode(self.model.one_step(z_L, "fidelity"))
         for x, file in zip(x_fid, files):
             with atomic(file) as tmp:  # in the dtype it came in: cached or not, the same bits
