@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .config import PROFILES, Config, resolve
+from .config import PROFILES, RECIPES, Config, resolve
 
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: what was written so far is whole", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("IFCSR_DEBUG") == "1":
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
@@ -105,6 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     command(_protocol, "Recompute OSEDiff's published scores and show the largest difference a metric.", _PROTOCOL,
             "IFCSR_DATA=~/sr-data python -m ifcsr_lib protocol")  # fmt: skip
 
+    p = command(_train, "Train stage 1 or 2 as notebooks 02 and 03 do, for runs of hours.", _TRAIN,
+                'python -m ifcsr_lib train --profile paper --stage 1 --recipe "24 GB" --dry-run --cards "1x RTX 4090"')  # fmt: skip
+    p.add_argument("--stage", type=int, choices=(1, 2), required=True, help="1: the fidelity end, 2: the realism end")
+    p.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
+    p.add_argument("--seed", type=int, default=0, help="root of every random choice (default 0)")
+    p.add_argument("--recipe", choices=tuple(RECIPES), help="settings for a card's memory; -o goes over them")
+    p.add_argument("-o", "--set", nargs="+", type=_setting, metavar="NAME=VALUE", default=[], action="extend",
+                   help="override config fields, such as workers=8 log_every=500")  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="print steps, memory and hours, and start nothing")
+    p.add_argument("--cards", default="1x H100", help='of the dry run\'s hours, such as "8x A100" (default "1x H100")')
+
     p = command(_reproduce, "Run the notebooks in order and write results/<profile>/.", _REPRODUCE,
                 "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03")  # fmt: skip
     p.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
@@ -150,6 +161,12 @@ the paper reports. Also runs under torchrun or accelerate launch, on several mac
 _PROTOCOL = """\
 Needs realsr/HR, realsr/osediff and realsr/osediff_published_metrics.csv in $IFCSR_DATA
 (data/README.md). Every column whose weights are there is computed, the others read "not run"."""
+_TRAIN = """\
+Uses the checkpoint folder of the notebook, so that either goes on where the other stopped: run
+the notebook with the same settings afterwards and it finds the training finished. SIGTERM ends
+the run after the step in progress, with a checkpoint (exit code 143). Several cards or nodes:
+accelerate launch --multi_gpu --num_processes 8 -m ifcsr_lib train ...; each card then takes
+`batch` images. --dry-run computes memory and hours without loading anything (half a minute)."""
 _REPRODUCE = """\
 All notebooks below 90 run one after another with a progress line each; executed copies, tables and
 figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
@@ -406,6 +423,26 @@ def _protocol(args: argparse.Namespace) -> int:
     from .benchmark import protocol
 
     print(protocol().to_string(float_format="{:.6g}".format, na_rep=""))
+
+
+def _train(args: argparse.Namespace) -> int:
+    cfg = resolve(args.profile, args.seed, {**RECIPES.get(args.recipe, {}), **dict(args.set)})
+    if args.dry_run:
+        from .plan import dry_run
+
+        dry_run(cfg, args.stage, args.cards)
+        return 0
+    from .trainer import run_stage
+
+    def tell(row: dict) -> None:
+        if row["step"] % 50 == 0 or row["step"] in (1, row["steps"]):
+            left = (row["steps"] - row["step"]) * row["seconds"] / 3600
+            print(f"{row['objective']} step {row['step']}/{row['steps']} loss {row['loss']:.5f} lr {row['lr']:.2g} "
+                  f"{row['seconds']:.2f} s, {left:.1f} h to go at this pace", flush=True)  # fmt: skip
+
+    path = run_stage(cfg, args.stage, tell)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"written: {path}")
     return 0
 
 

@@ -177,15 +177,31 @@ def _empty_prompt(folder: Path, name: str) -> Tensor:
     parts += sorted(p for p in (folder / "tokenizer").iterdir() if p.is_file())
     key = hashlib.sha256("".join(sha256(p) for p in parts).encode()).hexdigest()
 
-    def make() -> Tensor:
-        from transformers import CLIPTextModel, CLIPTokenizer
+    return _once(key, lambda: _embed(folder, ""))
 
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True)
-        ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
-        return _encode(encoder, ids)
 
-    return _once(key, make)
+def embed_prompt(cfg: Config, text: str) -> Tensor:
+    """(1, T, D): what the backbone's own text encoder makes of `text`. Only cfg.csd (not from the paper) needs one.
+
+    Raises ValueError for a backbone without text_encoder/ and tokenizer/: pocket, whose one prompt is learned, and a single
+    file, which has no tokenizer.
+    """
+    folder = POCKET if cfg.backbone == "pocket" else locate(cfg.backbone, cfg.revision)
+    if not (folder / "text_encoder" / "config.json").exists():
+        raise ValueError(
+            f"csd={cfg.csd:g} needs a text encoder, and backbone {cfg.backbone!r} has none (text_encoder/, tokenizer/); "
+            "use SD 2.1-base or csd=0.0"
+        )
+    return _embed(folder, text)
+
+
+def _embed(folder: Path, text: str) -> Tensor:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True)
+    length = tokenizer.model_max_length
+    return _encode(encoder, tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids)
 
 
 def _encode(encoder: nn.Module, ids: Tensor) -> Tensor:

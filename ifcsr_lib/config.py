@@ -14,6 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+_WITHOUT_EFFECT = ("workers", "log_every", "cache_fidelity", "gradient_checkpointing")  # on any number
+
+
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row for each."""
@@ -51,6 +54,20 @@ class Config:
     steps_realism: int = 30_000  # DECISION D5
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
     checkpoint_every: int = 500
+    # long runs: none of these changes what is learned, only where and how (RECIPES has sets for cards)
+    gradient_accumulation: int = 1  # passes of `batch` images a step: 4 x batch 1 is the paper's batch 4
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
+    workers: int = 0  # processes that read and crop photographs; 0: the training process itself
+    log_every: int = 0  # steps between the sample strips in TensorBoard; 0: no log at all
+    # NOT from the paper, all off by default
+    ema: float = 0.0  # NOT from the paper: decay of an average of the trained weights, which the run ends with
+    vsd: float = 0.0  # NOT from the paper: weight of OSEDiff's variational score distillation in stage 2
+    csd: float = 0.0  # NOT from the paper: weight of PiSA-SR's classifier score distillation in stage 2
+    csd_guidance: float = 7.5  # PiSA-SR
+    csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
+    fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
+    cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
     # evaluation
     border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
@@ -71,8 +88,8 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits of sha256 over the canonical JSON of all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """12 hex digits of sha256 over the canonical JSON of all fields that can change a result."""
+        text = json.dumps({k: v for k, v in self.asdict().items() if k not in _WITHOUT_EFFECT}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -114,6 +131,13 @@ PROFILES: dict[str, dict] = {
               "steps_ablation": 2, "heldout": 192, "steps_features": 2, "steps_autoencoder": 2, "steps_prior": 2},
 }  # fmt: skip
 
+# for `-o`/`overrides` by the card's memory; each is the paper's 4 images a step at 512x512. `train --dry-run` computes the peak
+RECIPES: dict[str, dict] = {
+    "80 GB": {"compile": "inductor", "workers": 8},
+    "24 GB": {"batch": 2, "gradient_accumulation": 2, "workers": 4},
+    "12 GB": {"batch": 1, "gradient_accumulation": 4, "gradient_checkpointing": True, "workers": 4},
+}
+
 _CHOICES = {
     "features": ("vgg16", "pocket"),
     "preset": ("x4plus", "light", "mixed", "noise"),
@@ -121,15 +145,16 @@ _CHOICES = {
     "prior_init": ("new", "shipped"),
     "reading": ("disk", "memory"),
     "precision": ("no", "bf16"),
+    "compile": ("no", "inductor", "eager"),
     "schedule": ("constant", "cosine"),
     "colour_fix": ("none", "adain"),
 }
 _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile",
+    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "fixed_crops",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-_TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
+_TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}
 
 
 def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = None) -> Config:
@@ -166,7 +191,7 @@ def _check_overrides(values: dict) -> dict:
         kind = _FIELDS[name].type
         if kind == "float" and type(value) is int:
             value = float(value)
-        if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+        if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):
             hint = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
             raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{hint}")
         out[name] = value
@@ -200,6 +225,14 @@ def _checked(cfg: Config) -> Config:
     if cfg.scale != (1 if cfg.preset == "noise" else 4):
         raise ValueError(f"scale={cfg.scale} with preset={cfg.preset!r}; allowed: 4, the only factor of the paper and of "
                          "the degradation, or 1 with preset='noise' (denoising, not from the paper)")  # fmt: skip
+    if cfg.ema >= 1:
+        raise ValueError(f"ema={cfg.ema}; allowed: 0 (off) to less than 1, such as 0.999")
+    if cfg.cache_fidelity and not cfg.fixed_crops:
+        raise ValueError("cache_fidelity=True with fixed_crops=0: no crop of an endless stream comes again, so a cache would "
+                         "only fill the disk; set fixed_crops, such as 20000")  # fmt: skip
+    if cfg.gradient_checkpointing and cfg.compile != "no":
+        raise ValueError(f"gradient_checkpointing=True with compile={cfg.compile!r}: choose one; checkpoint for memory, "
+                         "compile for time")  # fmt: skip
     if cfg.patch % 32 or cfg.patch < 64:
         raise ValueError(f"patch={cfg.patch}; allowed: multiples of 32 from 64 up")
     return cfg

@@ -92,6 +92,17 @@ def hinge(net: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tenso
     return maker, judge
 
 
+def score_distillation(z: Tensor, wanted: Tensor, own: Tensor) -> Tensor:
+    """mean of 1/2 (z - sg[z - g])^2 with g = (own - wanted) / mean|z - wanted|, whose gradient is g / size; not from the paper.
+
+    z: (N, C, h, w) latents that take the gradient; wanted, own: what two noise predictions make of them, without noise.
+    Source: the weighting of DMD, as OSEDiff (VSD) and PiSA-SR (CSD) use it.
+    """
+    with torch.no_grad():
+        g = (own - wanted) / (z - wanted).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    return 0.5 * F.mse_loss(z, (z - g).detach())
+
+
 class PocketFeatures(nn.Module):
     """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU a stage, 2x2 max pooling between stages, and on each
     stage a 1x1 head that predicts what its teacher sees there.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -45,7 +47,9 @@ class IFCSR(nn.Module):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are the point
             torch.manual_seed(cfg.seed)
-            for name in ADAPTERS:
+            # cfg.vsd (not from the paper) wants a third adapter; it comes last, so the first two start as without it
+            self.adapters = ADAPTERS + (("score",) if cfg.vsd else ())
+            for name in self.adapters:
                 self.unet.add_adapter(
                     LoraConfig(  # DECISION D4: alpha 8 and Gaussian A, zero B, as both peers
                         r=cfg.rank, lora_alpha=cfg.lora_alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS
@@ -53,14 +57,14 @@ class IFCSR(nn.Module):
                     adapter_name=name,
                 )
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
-        self._active = None
+        self._active = self._chosen = None
         self.train_only()
         self.eval()
 
     def adapter(self, name: str) -> dict[str, nn.Parameter]:
         """The LoRA weights of "fidelity" or "realism", {key in the saved file: parameter}."""
-        if name not in ADAPTERS:
-            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(ADAPTERS)}")
+        if name not in self.adapters:
+            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(self.adapters)}")
         mark = f".{name}."
         return {f"unet.{n.replace(mark, '.')}": p for n, p in self.unet.named_parameters() if mark in n}
 
@@ -91,10 +95,19 @@ class IFCSR(nn.Module):
         """Scaled latents -> images (N, 3, H, W); not clamped."""
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
-    def eps(self, z: Tensor, adapters: str | list[str]) -> Tensor:
-        """The UNet's prediction for z (N, C, h, w) at cfg.timestep: one adapter for all, or one name an image."""
-        prompt = self.prompt.expand(len(z), -1, -1)
-        hooks = []
+    def eps(self, z: Tensor, adapters: str | list[str], t: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
+        """The UNet's prediction for z (N, C, h, w): one adapter for all, or one name an image ("__base__": none of them).
+
+        t: (N,) timesteps, default cfg.timestep. prompt: (1, T, D), default the empty prompt's.
+        """
+        prompt = (self.prompt if prompt is None else prompt).expand(len(z), -1, -1)
+        with self.using(adapters):
+            return self.unet(z, self.cfg.timestep if t is None else t, prompt).sample
+
+    @contextlib.contextmanager
+    def using(self, adapters: str | list[str]):
+        """What runs inside goes through these adapters: one for all images, or one name an image."""
+        hooks, self._chosen = [], adapters
         if isinstance(adapters, str):
             self._switch(adapters)
         else:
@@ -104,15 +117,35 @@ class IFCSR(nn.Module):
 
             hooks = [m.register_forward_pre_hook(choose, with_kwargs=True) for m in self._lora]
         try:
-            return self.unet(z, self.cfg.timestep, prompt).sample
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
 
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Keep no activations of UNet and VAE but those between blocks; the backward pass computes the rest again."""
+
+        def checkpoint(block, *args):
+            chosen = self._chosen
+
+            def again(*args):  # a backward pass comes after other adapters have run
+                if chosen is None:
+                    return block(*args)
+                with self.using(chosen):
+                    return block(*args)
+
+            return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False)
+
+        for net in (self.unet, self.vae):
+            if on:
+                net.enable_gradient_checkpointing(checkpoint)
+            else:
+                net.disable_gradient_checkpointing()
+
     def _switch(self, name: str) -> None:
         if self._active != name:
             # peft's set_adapter makes what it activates trainable, which must not thaw theta in stage 2
-            frozen = {p: p.requires_grad for a in ADAPTERS for p in self.adapter(a).values()}
+            frozen = {p: p.requires_grad for a in self.adapters for p in self.adapter(a).values()}
             self.unet.set_adapter(name)
             for p, flag in frozen.items():
                 p.requires_grad_(flag)

@@ -220,6 +220,7 @@ def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, cap
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["explore", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
+                                  ["train", "--help"],
                                   ["--version"], ["upscale", "a", "b", "--gamma", "2"]])  # fmt: skip
 def test_help_is_light(argv):
     """No torch, numpy or pandas: help must come at once."""

@@ -15,8 +15,8 @@ from ifcsr_lib import data, loss, models, trainer
 from ifcsr_lib.config import resolve
 
 torch.set_num_threads(1)
-folder, backbone, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
-cfg = resolve("smoke", overrides={"backbone": backbone, "batch": batch})
+folder, backbone, batch, passes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+cfg = resolve("smoke", overrides={"backbone": backbone, "batch": batch, "gradient_accumulation": passes})
 image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
 torch.manual_seed(3)
 distance = loss.FeatureDistance(loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels])
@@ -37,8 +37,22 @@ def losses(command: list[str], folder, *args) -> list[float]:
     return ast.literal_eval(next(line for line in done.stdout.splitlines() if line.startswith("[0")))
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # on CPUs too
+
+
 def test_two_processes_equal_one_with_twice_the_batch(tiny_backbone, tmp_path):
-    """Within 1e-5 relative: only the order of float32 sums differs."""
-    whole = losses([sys.executable], tmp_path / "one", str(tiny_backbone), "4")
-    halves = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    assert losses(halves, tmp_path / "two", str(tiny_backbone), "2") == pytest.approx(whole, rel=1e-5)
+    """Within 1e-5 relative: only the order of float32 sums differs. By both launchers, the second in two passes of one image."""
+    whole = losses([sys.executable], tmp_path / "one", str(tiny_backbone), "4", "1")
+    assert losses(TORCHRUN, tmp_path / "two", str(tiny_backbone), "2", "1") == pytest.approx(whole, rel=1e-5)
+    assert losses(ACCELERATE, tmp_path / "passes", str(tiny_backbone), "1", "2") == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tmp_path):
+    command = [*ACCELERATE, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1", "-o", f"backbone={tiny_backbone}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("written: ") == 1 and done.stdout.count("step 4/4") == 1
+    adapters = tmp_path / "smoke" / "adapters"
+    assert {p.name for p in adapters.iterdir()} == {"fidelity.safetensors", "fidelity.json"}

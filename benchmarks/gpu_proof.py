@@ -1,0 +1,167 @@
+"""One optimiser step of each stage and both endpoints on a GPU, with random weights of SD 2.1-base's true shapes.
+
+python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
+    Writes results/paper/tables/gpu_proof.csv and its record: median seconds, peak memory, and the part of a step that takes
+    longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random, so the numbers
+    are those of any training, and the images mean nothing.
+python benchmarks/gpu_proof.py --tiny
+    The same code on the CPU with a small network and 64 pixels, into $IFCSR_RESULTS: for tests, its numbers mean nothing.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from ifcsr_lib import data, loss, models, results, sd21, trainer
+from ifcsr_lib.config import Config, resolve
+
+TINY = dict(
+    unet=dict(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
+        norm_num_groups=8, use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ),
+    vae=dict(
+        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, sample_size=64,
+    ),
+)  # fmt: skip
+
+
+def random_model(cfg: Config, tiny: bool) -> models.IFCSR:
+    """IFCSR on random weights: SD 2.1-base's shapes, or TINY's."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**(TINY["unet"] if tiny else sd21.unet_config()))
+    vae = AutoencoderKL(**(TINY["vae"] if tiny else sd21.vae_config()))
+    prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
+    return models.IFCSR(cfg, unet, vae, prompt, {"id": "random weights", "revision": None, "hash": "random"})
+
+
+class Parts:
+    """Seconds spent in named functions, waited for on the device: where a step's time goes."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, {}
+
+    def watch(self, owner, name: str, label: str) -> None:
+        inner = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            start = now(self.device)
+            out = inner(*args, **kwargs)
+            self.seconds[label] = self.seconds.get(label, 0.0) + now(self.device) - start
+            return out
+
+        setattr(owner, name, timed)
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak(device: torch.device, reset: bool = False) -> float:
+    """GB of tensors at the peak since the last reset; NaN on a CPU, where PyTorch does not count."""
+    if device.type != "cuda":
+        return float("nan")
+    if reset:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.max_memory_allocated(device) / 1e9
+
+
+def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torch.device) -> dict:
+    """Median time and peak of `steps` optimiser steps after two that warm up; then the parts of one more, timed apart."""
+    rng = np.random.default_rng(0)
+    side = cfg.patch + 32
+    crops = data.Crops({f"noise{i}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for i in range(4)}, cfg.patch, 0)
+    objective = stage(random_model(cfg, tiny), distance)
+    peak(device, reset=True)
+    with tempfile.TemporaryDirectory() as folder:
+        history = trainer.train(objective, crops, cfg.replace(checkpoint_every=10**9), folder, steps + 2)
+    out = {"seconds": statistics.median(row["seconds"] for row in history[2:]), "peak_gb": peak(device)}
+    parts = Parts(device)
+    for name in ("encode", "one_step", "decode"):
+        parts.watch(objective.model, name, name)
+    parts.watch(objective, "inputs", "degrade")
+    parts.watch(objective, "distance", "features")
+    batch = torch.utils.data.default_collate([crops[i] for i in range(cfg.batch)])
+    batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+    with trainer.speed_and_memory(objective, cfg):
+        for _ in range(2):  # the first one compiles
+            parts.seconds.clear()
+            with trainer.precision(cfg, device):
+                value, _ = objective.loss(batch)
+            start = now(device)
+            value.backward()
+            parts.seconds["backward"] = now(device) - start
+    total = sum(parts.seconds.values())
+    shares = sorted(parts.seconds.items(), key=lambda item: -item[1])
+    return out | {"dominates": ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares)}
+
+
+def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats: int) -> dict:
+    """Both ends of one image of `side` x `side` output pixels, under the profile's precision."""
+    model = random_model(cfg, tiny).to(device)
+    lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
+    peak(device, reset=True)
+    seconds = []
+    for _ in range(repeats + 2):
+        start = now(device)
+        with trainer.precision(cfg, device):
+            model.endpoints(lq)
+        seconds.append(now(device) - start)
+    return {"seconds": statistics.median(seconds[2:]), "peak_gb": peak(device), "dominates": ""}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--patch", type=int, default=512)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args(argv)
+    if not (torch.cuda.is_available() or args.tiny):
+        print("not run: no CUDA device; nothing was written")
+        return 0
+    started = time.perf_counter()
+    device = torch.device("cpu" if args.tiny else "cuda")
+    cfg = resolve("smoke", overrides={"batch": 1}) if args.tiny else resolve("paper")
+    cfg = cfg if args.tiny else cfg.replace(batch=args.batch, patch=args.patch)
+    net = loss.PocketFeatures() if args.tiny else loss.VGG16Features(pretrained=False)
+    lins = [torch.ones(c) for c in loss.PocketFeatures.channels] if args.tiny else loss.lpips_lins()
+    distance, rows = loss.FeatureDistance(net, lins), []
+
+    def measure(what: str, one: Config, side: int, batch: int, work) -> None:
+        head = {"what": what, "side": side, "batch": batch, "precision": one.precision, "compile": one.compile,
+                "gradient_checkpointing": one.gradient_checkpointing}  # fmt: skip
+        try:
+            row = work()
+        except torch.cuda.OutOfMemoryError:
+            row = {"seconds": float("nan"), "peak_gb": float("nan"), "dominates": "out of memory"}
+        rows.append(head | row)
+        print(rows[-1], flush=True)
+
+    ways = [{}, {"gradient_checkpointing": True}] + ([] if args.tiny else [{"compile": "inductor"}])  # minutes on a CPU
+    for stage in (trainer.Stage1, trainer.Stage2):
+        for way in ways:
+            one = cfg.replace(**way)
+            measure(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
+                    lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
+    for side in (64, 128) if args.tiny else (512, 1024):
+        measure("endpoints", cfg, side, 1, lambda side=side: endpoints(cfg, side, args.tiny, device, args.steps))
+    path = results.write_table(pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started)
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""Long runs: options that must not change the result, switches that are not from the paper, and what goes wrong in a night."""
+
+import errno
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import ifcsr_lib as ifcsr
+from ifcsr_lib import data, models, plan, trainer
+from ifcsr_lib.__main__ import main
+from ifcsr_lib.config import RECIPES, ROOT, resolve
+from ifcsr_lib.control import blend
+from ifcsr_lib.loss import FeatureDistance, PocketFeatures, score_distillation
+
+
+@pytest.fixture(scope="module")
+def distance():
+    torch.manual_seed(3)
+    return FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+
+
+@pytest.fixture
+def crops():
+    rng = np.random.default_rng(0)
+    return data.Crops({f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0)
+
+
+def train(cfg, crops, distance, folder, stage=trainer.Stage1, steps=2, **kwargs):
+    """Final model and losses of a run from adapters that differ, so that a mixed-up adapter shows."""
+    model = models.new(cfg)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name in model.adapters:
+            for p in model.adapter(name).values():
+                p.normal_(std=0.05)
+    history = trainer.train(stage(model, distance), crops, cfg, folder, steps, **kwargs)
+    return model, [row["loss"] for row in history]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for name in model.adapters for p in model.adapter(name).values()])
+
+
+def test_accumulation_is_the_larger_batch(tiny_cfg, crops, distance, tmp_path):
+    """Within 1e-5: two passes of one image against one of two; only the order of float32 sums differs."""
+    whole, losses = train(tiny_cfg.replace(batch=2), crops, distance, tmp_path / "a")
+    parts, losses2 = train(tiny_cfg.replace(batch=1, gradient_accumulation=2), crops, distance, tmp_path / "b")
+    assert losses2 == pytest.approx(losses, rel=1e-5)
+    assert (weights(whole) - weights(parts)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stage, more", [(trainer.Stage1, {}), (trainer.Stage2, {"vsd": 1.0}), (trainer.Joint, {})])
+def test_checkpointed_gradients_are_the_same_gradients(stage, more, tiny_cfg, crops, distance, tmp_path):
+    """The backward pass runs blocks again after other adapters were active: each must see its own. Bit for bit."""
+    cfg = tiny_cfg.replace(**more)
+    plain, losses = train(cfg, crops, distance, tmp_path / "a", stage)
+    again, losses2 = train(cfg.replace(gradient_checkpointing=True), crops, distance, tmp_path / "b", stage)
+    assert losses == losses2 and torch.equal(weights(plain), weights(again))
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in again.unet.modules())
+
+
+def test_compile_sees_both_adapters(tiny_cfg, crops, distance, tmp_path):
+    """Dynamo's trace, run eagerly; within 1e-6. inductor's own numbers need a compiler and minutes: not run here."""
+    plain, losses = train(tiny_cfg, crops, distance, tmp_path / "a", trainer.Stage2, 1)
+    compiled, losses2 = train(tiny_cfg.replace(compile="eager"), crops, distance, tmp_path / "b", trainer.Stage2, 1)
+    assert losses2 == pytest.approx(losses, rel=1e-6) and (weights(plain) - weights(compiled)).abs().max() < 1e-6
+    assert compiled.unet._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("stage", [trainer.Stage1, trainer.Stage2])
+def test_bf16_keeps_images_and_frozen_weights_in_float32(stage, tiny_cfg, crops, distance, tmp_path):
+    seen = []
+
+    class Watched(stage):
+        def inputs(self, batch):
+            seen.append((next(self.model.vae.parameters()).dtype, super().inputs(batch)[1]))
+            return super().inputs(batch)
+
+    cfg = tiny_cfg.replace(precision="bf16")
+    before = models.new(cfg).state_dict()
+    model, losses = train(cfg, crops, distance, tmp_path / "a", Watched)
+    _, reference = train(tiny_cfg, crops, distance, tmp_path / "b", stage)
+    assert losses == pytest.approx(reference, rel=0.05) and losses != reference
+    assert {dtype for dtype, _ in seen} == {torch.bfloat16}  # held so while training (D30)
+    _, x_L = data.low_quality(torch.stack([crops[i]["x_H"] for i in (0, 1)]), cfg, [0, 1])
+    assert torch.equal(seen[0][1], x_L)  # degraded in float32, whatever the networks run in (D31)
+    after = model.state_dict()
+    assert all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items() if "lora_" not in k)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    model.endpoints(torch.rand(1, 3, 16, 16))
+
+
+def test_the_run_ends_with_the_average_of_its_weights(tiny_cfg, crops, distance, tmp_path):
+    """NOT from the paper. shadow = d shadow + (1 - d) w, with diffusers' d = min(ema, (1 + n) / (10 + n)), n updates before."""
+    cfg, model = tiny_cfg.replace(ema=0.9, checkpoint_every=1), models.new(tiny_cfg)
+    objective, shadow = trainer.Stage1(model, distance), None
+    named = model.train_only("fidelity")
+
+    def follow(row):
+        nonlocal shadow
+        w, n = torch.cat([p.detach().flatten() for p in named.values()]), row["step"] - 1
+        d = min(0.9, (1 + n) / (10 + n)) if n else 0.0
+        shadow = w.clone() if shadow is None else d * shadow + (1 - d) * w
+
+    trainer.train(objective, crops, cfg, tmp_path, 3, follow)
+    end = torch.cat([p.detach().flatten() for p in named.values()])
+    assert (end - shadow).abs().max() < 1e-6
+    again = models.new(cfg)
+    trainer.train(trainer.Stage1(again, distance), crops, cfg, tmp_path, 3)  # finished: reads the checkpoint
+    assert torch.equal(torch.cat([p.detach().flatten() for p in again.train_only("fidelity").values()]), end)
+
+
+def test_score_distillation_has_its_gradient():
+    z, wanted, own = (torch.randn(2, 4, 8, 8, requires_grad=i == 0) for i in range(3))
+    score_distillation(z, wanted, own).backward()
+    size = (z - wanted).abs().mean((1, 2, 3), keepdim=True)
+    assert torch.allclose(z.grad, ((own - wanted) / size / z.numel()).detach(), atol=1e-8)
+
+
+@pytest.mark.parametrize("field, moving", [("vsd", {"realism", "score"}), ("csd", {"realism"})])
+def test_distillation_switches(field, moving, tiny_cfg, crops, distance, tmp_path):
+    """NOT from the paper, off by default; on, theta stays, and VSD's third adapter is in no saved model."""
+    assert models.new(tiny_cfg).adapters == ("fidelity", "realism")
+    cfg = tiny_cfg.replace(**{field: 1.0})
+    model = models.new(cfg)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    stage = trainer.Stage2(model, distance, prompt=torch.randn(1, 3, 16))
+    history = trainer.train(stage, crops, cfg, tmp_path / "run", 2)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split(".")[-2] for k in changed} == moving and {field, "paper"} <= set(history[0])
+    names = {p.name for p in model.save(tmp_path / "m").iterdir()}
+    assert names == {"fidelity.safetensors", "realism.safetensors", "ifcsr.json"}
+
+
+def test_vsd_score_adapter_learns_from_its_own_loss_alone(tiny_cfg, crops, distance):
+    cfg = tiny_cfg.replace(vsd=1.0)
+    stage = trainer.Stage2(models.new(cfg), distance)
+    named = stage.trainable()
+    with torch.no_grad():  # untrained it is the frozen UNet, and the two scores cancel
+        for name, p in named.items():
+            if name.startswith("score"):
+                p.normal_(std=0.05)
+    z = torch.randn(2, 4, 8, 8, requires_grad=True)
+    loss, logs = stage.distil(z, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(logs["vsd"] + logs["score"])
+    loss.backward()
+    touched = {name.split(".")[0] for name, p in named.items() if p.grad is not None and p.grad.any()}
+    assert touched == {"score"} and z.grad.any()
+
+
+def test_csd_needs_a_text_encoder(tiny_cfg, distance):
+    cfg = tiny_cfg.replace(csd=1.0)
+    with pytest.raises(ValueError, match="text encoder.*csd=0.0"):
+        trainer.Stage2(models.new(cfg), distance)
+
+
+def test_cached_x_fid_changes_no_bit_and_runs_theta_once_a_crop(tiny_cfg, crops, distance, tmp_path):
+    cfg = tiny_cfg.replace(fixed_crops=2)
+    repeated = data.Repeated(crops, 2)
+    plain, losses = train(cfg, repeated, distance, tmp_path / "a", trainer.Stage2, steps=3)
+    calls = []
+
+    class Counted(trainer.Stage2):
+        def __init__(self, model, distance):
+            super().__init__(model, distance)
+            inner = model.one_step
+            model.one_step = lambda z, name: calls.append(name) or inner(z, name)
+
+    cached, losses2 = train(cfg.replace(cache_fidelity=True), repeated, distance, tmp_path / "b", Counted, steps=3)
+    assert losses == losses2 and torch.equal(weights(plain), weights(cached))
+    assert calls.count("fidelity") == 1 and calls.count("realism") == 3
+    stage = trainer.Stage2(models.new(cfg), distance)
+    batches = [torch.utils.data.default_collate([repeated[i], repeated[i + 1]]) for i in (0, 2)]
+    assert torch.equal(batches[0]["x_H"], batches[1]["x_H"])
+    assert not torch.equal(stage.gamma(batches[0]), stage.gamma(batches[1]))  # gamma stays fresh
+
+
+@pytest.mark.parametrize("overrides, error", [
+    ({"cache_fidelity": True}, "fixed_crops"), ({"gradient_checkpointing": True, "compile": "inductor"}, "choose one"),
+    ({"ema": 1.0}, "less than 1"), ({"workers": -1}, "0 or more"), ({"gradient_checkpointing": 1}, "pass bool"),
+    ({"gradient_accumulation": 0}, "more than 0"), ({"compile": "yes"}, "inductor"),
+])  # fmt: skip
+def test_bad_options(overrides, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        resolve("smoke", overrides=overrides)
+
+
+def test_options_without_effect_on_a_number_share_a_hash():
+    assert resolve("smoke").hash == resolve("smoke", overrides={"workers": 2, "gradient_checkpointing": True}).hash
+    assert resolve("smoke").hash != resolve("smoke", overrides={"ema": 0.9}).hash
+
+
+def test_tensorboard_has_scalars_and_strips(tiny_cfg, crops, distance, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_cfg, crops, distance, tmp_path / "off")
+    assert not (tmp_path / "off" / "log").exists()
+    train(tiny_cfg.replace(log_every=2), crops, distance, tmp_path / "on", trainer.Stage2, steps=3)
+    log = EventAccumulator(str(tmp_path / "on" / "log")).Reload()
+    assert [e.step for e in log.Scalars("loss")] == [1, 2, 3] and {"lr", "seconds"} <= set(log.Tags()["scalars"])
+    (strip,) = log.Images("x_L, gamma 0 to 1, x_H")
+    assert (strip.step, strip.width, strip.height) == (2, 7 * 64, 64)
+
+
+def test_the_strip_is_the_slider(tiny_cfg, crops, distance):
+    stage = trainer.Stage2(models.new(tiny_cfg), distance)
+    batch = torch.utils.data.default_collate([crops[0]])
+    with torch.no_grad():
+        parts = stage.strip(batch).split(64, -1)
+    assert torch.equal(parts[6], crops[0]["x_H"])
+    assert torch.allclose(parts[3], blend(parts[1][None], parts[5][None], 0.5)[0])
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_cfg, crops, distance, tmp_path, monkeypatch):
+    cfg, real, written = tiny_cfg.replace(checkpoint_every=1), Path.write_bytes, []
+
+    def write_bytes(path, content):
+        written.append(path)
+        if len(written) == 2:
+            real(path, bytes(content)[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match=r"no disk space: .*last\.pt was not written.*IFCSR_RESULTS"):
+        train(cfg, crops, distance, tmp_path, steps=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 1
+
+
+class Dies(torch.utils.data.Dataset):
+    """Crops whose reader is killed, as the kernel does when memory runs out, on asking for sample `at`."""
+
+    def __init__(self, crops, at):
+        self.crops, self.at = crops, at
+
+    def __len__(self):
+        return len(self.crops)
+
+    def __getitem__(self, i):
+        if i == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.crops[i]
+
+
+def test_a_killed_worker_is_told_and_nothing_is_lost(tiny_cfg, crops, distance, tmp_path):
+    whole, losses = train(tiny_cfg, crops, distance, tmp_path / "whole", steps=6)
+    with pytest.raises(ChildProcessError, match=r"stage1: a process that reads images died.*kept.*fewer workers \(now 1\)"):
+        train(tiny_cfg, Dies(crops, at=8), distance, tmp_path / "cut", steps=6, workers=1)
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] >= 1
+    resumed, losses2 = train(tiny_cfg, crops, distance, tmp_path / "cut", steps=6, workers=1)
+    assert losses == losses2 and torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, distance, tmp_path, monkeypatch):
+    train(tiny_cfg, crops, distance, tmp_path, steps=1)
+    other = resolve("pocket", overrides={"backbone": tiny_cfg.backbone, "patch": 64, "batch": 2})
+    with pytest.raises(ValueError, match=r"of another run: profile 'smoke' there and 'pocket' here.*steps_fidelity 4 there and 240"):
+        train(other, crops, distance, tmp_path, steps=1)
+    def stop(row):
+        raise KeyboardInterrupt
+
+    cfg = tiny_cfg.replace(checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, crops, distance, tmp_path / "b", on_step=stop)
+    monkeypatch.setattr(trainer, "_images", lambda cfg, accelerator: 4)  # as two processes would
+    with pytest.raises(ValueError, match="images a step 2 there and 4 here.*number of processes"):
+        train(cfg, crops, distance, tmp_path / "b")
+
+
+def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_path):
+    command = [sys.executable, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1",
+               "-o", f"backbone={tiny_backbone}", "steps_fidelity=3000", "checkpoint_every=3000"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert "stage1 step 1/3000" in run.stdout.readline()
+        run.send_signal(signal.SIGTERM)
+        _, text = run.communicate(timeout=120)
+    assert run.returncode == 143 and "stopped by SIGTERM after step" in text and "Traceback" not in text
+    (last,) = tmp_path.glob("smoke/runs/stage1-*/last.pt")
+    assert 1 <= torch.load(last, weights_only=True)["step"] < 3000
+    assert not (tmp_path / "smoke" / "adapters").exists()
+
+
+def test_train_is_what_the_notebooks_do(tiny_backbone, tmp_path, monkeypatch, capsys):
+    """Both stages by the command; then the notebook's own call finds the training finished."""
+    monkeypatch.setenv("IFCSR_RESULTS", str(tmp_path))
+    argv = ["train", "--profile", "smoke", "-o", f"backbone={tiny_backbone}", "--stage"]
+    assert main([*argv, "2"]) == 2 and "02_stage1_fidelity.ipynb" in capsys.readouterr().err
+    assert main([*argv, "1"]) == 0 and main([*argv, "2"]) == 0
+    assert "stage2 step 4/4" in capsys.readouterr().out
+    ends = ifcsr.load(tmp_path / "smoke" / "adapters", device="cpu").endpoints(torch.rand(1, 3, 16, 16))
+    assert not torch.equal(ends.x_fid, ends.x_real)
+    cfg = resolve("smoke", overrides={"backbone": str(tiny_backbone)})
+    model, called = models.new(cfg), []
+    stage = trainer.Stage1(model, trainer.feature_distance(cfg))
+    folder = trainer.run_folder(model, "stage1")
+    assert len(trainer.train(stage, data.training_crops(cfg), cfg, folder, 4, called.append)) == 4 and not called
+
+
+def test_computed_memory_is_what_the_profiler_sees(tiny_cfg, distance):
+    """Peak of the activations of one step: counted on fake tensors, against torch.profiler on real ones; within 10 %."""
+    cfg = tiny_cfg.replace(batch=2)
+    counted = plan.cost(cfg, 1)
+    objective = trainer.Stage1(models.new(cfg), distance)
+    x, noise = torch.zeros(2, 3, 64, 64), torch.zeros(2, 4, 8, 8)
+    objective.inputs = lambda batch: (x, x, noise)
+    for p in objective.trainable().values():
+        p.grad = torch.zeros_like(p)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+        objective.loss({"x_H": x, "index": torch.arange(2)})[0].backward()
+    events = sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == "[memory]")
+    peak = np.cumsum([size for _, size in events]).max()
+    assert counted["peak"] - counted["weights"] == pytest.approx(peak, rel=0.1)
+    assert plan.cost(cfg.replace(gradient_checkpointing=True), 1)["peak"] < counted["peak"]
+
+
+def test_dry_run_of_the_paper_counts_without_a_download(capsys, tmp_path, monkeypatch):
+    """E + 2U + 2D + 3V multiply-adds an image (peers' E 558, U 402, D 1257 G; V 80 G of VGG16 at 512x512) within 8 %."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    argv = ["train", "--profile", "paper", "--stage", "1", "--recipe", "24 GB", "--dry-run", "--cards", "8x A100"]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "949,564,587 frozen parameters" in text and "4,055,712 parameters" in text and "32 images" in text
+    operations = float(text.split(" cards), ")[1].split("e12")[0]) * 1e12
+    assert operations == pytest.approx(4 * 2 * (558 + 2 * 402 + 2 * 1257 + 3 * 80) * 1e9, rel=0.08)
+    memory = float(text.split("memory a card:")[1].split(" GB")[0])
+    assert 2.0 < memory + plan.RESERVE / 1e9 < 24 and text.count("computed, not measured") == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_recipes_are_the_papers_batch_and_cards_are_named():
+    for recipe in RECIPES.values():
+        cfg = resolve("paper", overrides=recipe)
+        assert cfg.batch * cfg.gradient_accumulation == 4 and cfg.patch == 512
+    with pytest.raises(ValueError, match="H100, A100"):
+        plan.dry_run(resolve("smoke"), 1, "1x abacus")
+
+
+@pytest.fixture(scope="module")
+def proof():
+    spec = importlib.util.spec_from_file_location("gpu_proof", ROOT / "benchmarks" / "gpu_proof.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gpu_proof_runs_whole_on_a_cpu(proof, tmp_path):
+    assert proof.main(["--tiny", "--steps", "1"]) == 0
+    table = pd.read_csv(tmp_path / "results" / "smoke" / "tables" / "gpu_proof.csv")
+    assert len(table) == 6 and (table["seconds"] > 0).all() and table["dominates"][:4].str.contains("backward").all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_gpu_proof_says_not_run_without_a_gpu(proof, tmp_path, capsys):
+    assert proof.main([]) == 0 and "not run: no CUDA device" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
