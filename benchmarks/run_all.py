@@ -2,8 +2,8 @@
 
     python benchmarks/run_all.py [names, such as blend size; default all] [--tiny]
 
-Close other programs first. --tiny runs the smallest settings, which only shows that everything works. slider.py, which needs a
-browser, is run by itself.
+Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by themselves: slider.py
+(needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU), auto_gamma.py (a validation, needs data).
 """
 
 from __future__ import annotations
