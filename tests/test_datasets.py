@@ -457,7 +457,7 @@ def test_folder_shards_and_server_give_the_same_crops(ffhq, server):
 @pytest.mark.parametrize("world, workers", [(1, 2), (2, 0), (2, 2)])
 def test_processes_and_workers_change_no_sample_and_resume_skips_forward(ffhq, world, workers):
     crops, steps, batch = lazy("ffhq_shards"), 3, 4 // world
-    cfg = config.resolve("smoke", overrides={"batch": batch})
+    cfg = resolve("smoke", overrides={"batch": batch})
     for rank in range(world):
         process = types.SimpleNamespace(num_processes=world, process_index=rank)
         for start in (0, 2):
