@@ -6,11 +6,9 @@ dtype of the step, no data, no download, no GPU. Figures made here are computed,
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import weakref
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -18,11 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .backbone import shapes
 from .config import Config
 from .loss import FeatureDistance, PocketFeatures, VGG16Features
 from .models import ADAPTERS, IFCSR
-from .pocket import PROMPT_TOKENS, PROMPT_WIDTH, new_autoencoder, new_unet
-from .sd21 import unet_config, vae_config
+from .pocket import PROMPT_TOKENS
 from .trainer import Stage1, Stage2, precision, speed_and_memory
 
 PHOTOS = 95_000  # the paper's training set: FFHQ's first 10,000 and LSDIR's 85,000
@@ -56,17 +54,12 @@ class Meter(TorchDispatchMode):
 
 
 def shaped(cfg: Config) -> IFCSR:
-    """An IFCSR of the backbone's shape without its weights: pocket's, a local folder's, or SD 2.1-base's for a hub id."""
-    if cfg.backbone == "pocket":
-        unet, vae, tokens, width = new_unet(), new_autoencoder(), PROMPT_TOKENS, PROMPT_WIDTH
-    elif Path(cfg.backbone).is_dir():
-        own = {part: json.loads((Path(cfg.backbone) / part / "config.json").read_text()) for part in ("unet", "vae")}
-        unet = UNet2DConditionModel.from_config(own["unet"])
-        vae = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny)}[own["vae"]["_class_name"]].from_config(own["vae"])
-        tokens, width = 77, unet.config.cross_attention_dim
-    else:
-        unet, vae, tokens, width = UNet2DConditionModel(**unet_config()), AutoencoderKL(**vae_config()), 77, 1024
-    return IFCSR(cfg, unet, vae, torch.zeros(1, tokens, width), {"id": cfg.backbone, "revision": None, "hash": "shape"})
+    """An IFCSR of the backbone's shape without its weights (backbone.shapes: pocket's, a folder's, a file's, a known hub id's)."""
+    unet_config, vae_config, *_ = shapes(cfg)
+    vae_class = AutoencoderTiny if vae_config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class.from_config(vae_config)
+    prompt = torch.zeros(1, PROMPT_TOKENS if cfg.backbone == "pocket" else 77, unet.config.cross_attention_dim)
+    return IFCSR(cfg, unet, vae, prompt, {"id": cfg.backbone, "revision": None, "hash": "shape"})
 
 
 def cost(cfg: Config, stage: int) -> dict:
@@ -159,7 +152,7 @@ def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
     images, seconds = steps * each * count, one["operations"] / rate
     out = one | {"stage": stage, "cards": cards, "steps": steps, "images": images, "epochs": images / PHOTOS,
                  "seconds_a_step": seconds, "hours": steps * seconds / 3600}  # fmt: skip
-    shape = "SD 2.1-base's shape" if cfg.backbone != "pocket" and not Path(cfg.backbone).is_dir() else "its own shape"
+    *_, shape = shapes(cfg)
     rows = {
         "run": f"profile {cfg.profile}, stage {stage}, {cards}; nothing was loaded, started or written",
         "backbone": f"{cfg.backbone}, {shape}: {one['parameters']:,} frozen parameters (UNet and VAE)",
