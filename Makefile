@@ -17,7 +17,7 @@ help:  ## this list
 env:  ## .venv from requirements.lock; reused as long as the lock is the same
 	@./tools/env.sh "$(PYTHON)"
 
-reproduce: env  ## notebooks 00-07 through papermill; writes results/$(PROFILE)/
+reproduce: env  ## notebooks 00-09 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
 test: env  ## the tests, then every notebook at smoke scale (nbval)
