@@ -68,28 +68,37 @@ def _unit(f: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """A small patch discriminator for cfg.adversarial (not from the paper): (N, 3, H, W) in [0, 1] -> logits
-    (N, 1, H/4, W/4), above 0 for what looks like a photograph. Spectral normalisation on every convolution."""
+    """The judge of cfg.adversarial (not from the paper): a small head on each of the five frozen maps of a FeatureDistance.
 
-    def __init__(self, width: int = 32):
+    (N, 3, H, W) in [0, 1] -> five maps of logits (N, 1, h_l, w_l), above 0 for what looks like a photograph. Only the heads
+    train, so that it tells apart after tens of steps. Source of the idea: Projected GAN (Sauer et al. 2021).
+    """
+
+    def __init__(self, distance: FeatureDistance, width: int = 32):
         super().__init__()
-        shapes = ((3, width, 3, 1), (width, 2 * width, 4, 2), (2 * width, 4 * width, 4, 2), (4 * width, 4 * width, 3, 1))
-        layers = []
-        for a, b, size, stride in shapes:
-            layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, size, stride, 1)), nn.LeakyReLU(0.2)]
-        self.net = nn.Sequential(*layers, nn.utils.parametrizations.spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1)))
+        self.features = [distance.net]  # in a list: not a part of this module's weights
+        channels = [getattr(distance, f"lin{i}").shape[1] for i in range(L)]
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(c, width, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, 1),
+            )
+            for c in channels
+        )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(2 * x - 1)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.features[0](x)
+        return [head(_unit(f) * f.shape[1] ** 0.5) for head, f in zip(self.heads, maps, strict=True)]
 
 
 def hinge(net: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss of the image's maker, loss of the discriminator), both means over all logits; each trains its own side only."""
+    """(loss of the image's maker, loss of the discriminator), means over each depth's logits and then over the depths; each
+    trains its own side only."""
     net.requires_grad_(False)
-    maker = -net(fake).mean()
+    maker = torch.stack([-m.mean() for m in net(fake)]).mean()
     net.requires_grad_(True)
-    judge = F.relu(1 - net(real)).mean() + F.relu(1 + net(fake.detach())).mean()
-    return maker, judge
+    pairs = zip(net(real), net(fake.detach()), strict=True)
+    return maker, torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
 
 
 def score_distillation(z: Tensor, wanted: Tensor, own: Tensor) -> Tensor:

@@ -163,9 +163,12 @@ class IFCSR(nn.Module):
         return self.decode(self.one_step(z_L, adapter))
 
     def restore_both(self, x_L: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x_fid, x_real from one z_L, one batched UNet call and one decode; not clamped."""
+        """x_fid, x_real from one z_L; not clamped. A GPU, and any training, takes both adapters in one batch; a CPU takes
+        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py)."""
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
+        if z_L.device.type == "cpu" and not torch.is_grad_enabled():
+            return tuple(self.decode(self.one_step(z_L, name)) for name in ADAPTERS)
         n = len(z_L)
         names = [a for a in ADAPTERS for _ in range(n)]
         return self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
@@ -182,7 +185,7 @@ class IFCSR(nn.Module):
 
     @torch.inference_mode()
     def endpoints(self, lq: Tensor, colour_fix: str | None = None) -> Endpoints:
-        """Both ends of the slider: encode once, both adapters in one batched UNet call, decode once.
+        """Both ends of the slider from one encoding, UNet and decoder for both adapters (`restore_both`).
 
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
         colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.

@@ -440,7 +440,7 @@ class Stage2(_Stage):
         if self.cfg.adversarial:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.cfg.seed)
-                self.judge = Discriminator()
+                self.judge = Discriminator(distance)
         self.cache = self._cache() if self.cfg.cache_fidelity else None
 
     def modules(self):

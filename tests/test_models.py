@@ -1,6 +1,7 @@
 """Facts of the two-adapter model: what is adapted, what one step is, what saving keeps, what loading refuses."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_one_step_is_plain_subtraction(model):
 
 
 def test_endpoints_equal_separate_passes(model):
-    """One batched UNet call against two passes of one adapter each, within 1e-5 (method.md)."""
+    """Both ends at once, in turn (CPU) or in one batch (GPU), against two passes of one adapter each, within 1e-5."""
     lq = torch.rand(2, 3, 16, 16)
     ends, b = model.endpoints(lq, colour_fix="none"), model.cfg.border
     assert b == 16  # smoke's; sides of 64 + 2 * 16 are multiples of 16 already
@@ -57,18 +58,23 @@ def test_endpoints_equal_separate_passes(model):
         for name, x in zip(models.ADAPTERS, (ends.x_fid, ends.x_real)):
             alone = model.restore(F.pad(upsample(lq), (b,) * 4, mode="reflect"), name).clamp(0, 1)[..., b:-b, b:-b]
             assert (alone - x).abs().max() < 1e-5
+    z = model.encode(upsample(lq))
+    with torch.no_grad():
+        batched = model.one_step(torch.cat([z, z]), [a for a in models.ADAPTERS for _ in lq])
+        assert (batched - torch.cat([model.one_step(z, a) for a in models.ADAPTERS])).abs().max() < 1e-5
     assert (ends.x_fid - ends.x_real).abs().max() > 1e-2
 
 
-def test_endpoints_call_the_networks_once(model):
-    calls = []
+def test_endpoints_encode_once_and_moving_gamma_calls_no_network(model):
+    images = Counter()
     for part in (model.unet, model.vae.encoder, model.vae.decoder):
-        part.register_forward_hook(lambda m, a, o: calls.append(type(m).__name__))
+        part.register_forward_hook(lambda m, a, o: images.update({type(m).__name__: len(a[0])}))
     ends = model.endpoints(torch.rand(1, 3, 16, 16))
-    assert sorted(calls) == ["Decoder", "Encoder", "UNet2DConditionModel"]
+    once = {"Encoder": 1, "UNet2DConditionModel": 2, "Decoder": 2}
+    assert images == once
     for g in torch.linspace(0, 1, 11):
         ends.blend(float(g))
-    assert len(calls) == 3  # moving gamma calls no network
+    assert images == once
 
 
 @pytest.mark.parametrize("h, w", [(16, 16), (17, 23), (16, 61)])

@@ -113,6 +113,7 @@ def test_the_adversarial_switch_is_off_by_default_and_adds_only_to_phi(tiny_cfg,
     model = models.new(cfg)
     before, stage = snapshot(model), trainer.Stage2(model, distance())
     judge = {k: v.clone() for k, v in stage.judge.named_parameters()}
+    assert all(k.startswith("heads.") for k in judge)  # the feature network under them is shared and frozen
     history = trainer.train(stage, crops, cfg, tmp_path, steps=2)
     assert {k.split(".")[-2] for k in moved(model, before)} == {"realism"}
     assert any(not torch.equal(v, judge[k]) for k, v in stage.judge.named_parameters())
