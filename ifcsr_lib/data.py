@@ -33,13 +33,14 @@ class PhotoFile:
 
 
 def photos(split: str) -> list[PhotoFile]:
-    """The pocket photographs of a split, "train" or "heldout", checked against the manifest's sha256.
+    """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or "sheet", three more
+    that only notebook 91's contact sheet shows.
 
-    They lie in the installed scikit-image and scikit-learn wheels; nothing downloads. Raises FileNotFoundError or
+    They lie in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises FileNotFoundError or
     ValueError naming the package when a file is missing or differs.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}; allowed: 'train', 'heldout'")
+    if split not in ("train", "heldout", "sheet"):
+        raise ValueError(f"split={split!r}; allowed: 'train', 'heldout', 'sheet'")
     out = []
     with open(MANIFEST, newline="") as f:
         for row in csv.DictReader(f):

@@ -24,6 +24,7 @@ from .images import check_images, upsample
 from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
+SHIPPED = {"pocket": POCKET / "adapters", "pocket-vsd": POCKET / "adapters_vsd"}
 
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
@@ -328,11 +329,12 @@ def new(cfg: Config) -> IFCSR:
 def load(name: str | Path = "pocket", device: str | torch.device | None = None) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone
-        (unet/ and vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
+    name: "pocket" or "pocket-vsd" (both shipped; the second's realism end learned with score distillation, which is not from
+        the paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
+        vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     """
-    folder = POCKET / "adapters" if name == "pocket" else locate(str(name))
+    folder = SHIPPED[name] if name in SHIPPED else locate(str(name))
     if (folder / "ifcsr.json").exists():
         model = _load_saved(folder)
     else:

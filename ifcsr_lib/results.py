@@ -21,6 +21,7 @@ from .config import ROOT, Config
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas",
              "pillow", "matplotlib", "pyiqa")  # fmt: skip
+os.umask(_UMASK := os.umask(0o022))  # there is no way to read it but to set it
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def atomic(path: str | Path):
         yield tmp
         with open(tmp, "r+b") as file:
             os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
+        tmp.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner may read
         os.replace(tmp, path)
     except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):

@@ -8,7 +8,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ifcsr_lib import results
 from ifcsr_lib.config import ROOT, resolve
@@ -40,6 +42,14 @@ def test_atomic_replaces_only_on_success(tmp_path):
             tmp.write_bytes(b"half")
             raise error
     assert path.read_bytes() == b"one" and names(path.parent) == ["a.bin"]
+
+
+def test_atomic_files_can_be_read_by_others(tmp_path):
+    """safetensors writes 0600; a group that shares a folder must read the adapters in it."""
+    (tmp_path / "plain").touch()
+    with results.atomic(tmp_path / "a.safetensors") as tmp:
+        save_file({"a": torch.zeros(1)}, tmp)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("number, words", [(errno.ENOSPC, "no disk space"), (errno.EACCES, "cannot write")])
