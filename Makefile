@@ -20,8 +20,8 @@ env:  ## .venv from requirements.lock; reused as long as the lock is the same
 reproduce: env  ## notebooks 00-09 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
-test: env  ## the tests, then every notebook at smoke scale (nbval)
-	$(PY) -m pytest $(ARGS)
+test: env  ## the tests and every notebook at smoke scale (nbval), in two processes of one thread each
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: env  ## ruff, and that notebooks keep no output but the compared one
 	$(PY) -m ruff check .
