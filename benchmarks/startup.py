@@ -35,7 +35,7 @@ def table(repeats: int = 5, commands=tuple(COMMANDS)) -> pd.DataFrame:
             return subprocess.run([sys.executable, *flags, *COMMANDS[name]], env=env, check=True, capture_output=True, text=True)
 
         s = seconds(run, repeats)
-        imported = any(line.endswith("| torch") for line in run(flags=("-X", "importtime")).stderr.splitlines())
+        imported = any(line.rpartition("|")[2].strip() == "torch" for line in run(flags=("-X", "importtime")).stderr.splitlines())
         rows.append({"command": name, "seconds": s, "beyond Python": s - rows[0]["seconds"] if rows else 0.0, "torch": imported})
     return pd.DataFrame(rows).set_index("command")
 

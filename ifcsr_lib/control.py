@@ -21,6 +21,9 @@ def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor | Sequence[float]
         1 = realism. A list or tuple of floats is one gamma a Laplacian band, coarse to fine: `maps.blend_bands`.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
+    for name, x in (("x_fid", x_fid), ("x_real", x_real)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} came as {type(x).__name__}; pass both ends, images (N, 3, H, W)")
     if x_fid.shape != x_real.shape:
         raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
     if isinstance(gamma, (list, tuple)):
@@ -63,6 +66,8 @@ class Endpoints:
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
     made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
+    Here only sizes are compared; what looks at the pictures (ManyEndpoints, align, auto_gamma, from_disagreement) refuses
+    ends of different photographs.
     """
 
     x_fid: Tensor

@@ -55,23 +55,27 @@ def break_even(setup: float, adjust: float, other_setup: float, other_adjust: fl
 
 
 def measure(strategy, lq: Tensor, counts: tuple[int, ...] = COUNTS) -> dict:
-    """One row of the cost table: passes, seconds of setup, of an adjustment (median), of setup and N adjustments, and MB.
+    """One row of the cost table: passes, seconds of setup, of an adjustment (medians), of setup and N adjustments, and MB.
 
-    After one warm-up a single run of max(counts) adjustments gives all times. kept (MB): what the strategy holds between
-    adjustments, with x_L; peak (MB): the most that setup or an adjustment adds on top of what was there before it.
+    calls at N: the network passes of setup and max(counts) adjustments, counted. N = n (s): the median setup and the first n
+    adjustments of one run of max(counts). kept (MB): what the strategy holds between adjustments, with x_L; peak (MB): the
+    most that setup or an adjustment adds on top of what was there before it.
     """
     if not counts or min(counts) < 1:
         raise ValueError(f"counts={counts}; allowed: one number of adjustments or more, each 1 or more")
     setup_calls, adjust_calls = passes(strategy, lq)
-    begin = _now()
-    strategy.setup(lq)
-    setup, each, totals = _now() - begin, [], {}
+    setups, each = [], []
+    for _ in range(5):
+        start = _now()
+        strategy.setup(lq)
+        setups.append(_now() - start)
     for n in range(1, max(counts) + 1):
         start = _now()
         strategy.adjust(n % 11 / 10)
         each.append(_now() - start)
-        if n in counts:
-            totals[f"N = {n} (s)"] = _now() - begin
+    setup = statistics.median(setups)
+    totals = {f"N = {n} (s)": setup + sum(each[:n]) for n in counts}
+    totals[f"calls at N = {max(counts)}"] = sum(strategy.calls.values())
     return {
         "set-up": formula(setup_calls),
         "adjustment": formula(adjust_calls),

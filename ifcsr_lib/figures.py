@@ -14,13 +14,16 @@ STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.s
 
 
 def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, crop: tuple[int, int, int] | None = None):
-    """A grid of titled images; each (1, 3, H, W) or (3, H, W) RGB in [0, 1] (clamped), or (H, W) shown in grey.
+    """A grid of titled images; each (1, 3, H, W) or (3, H, W) RGB in [0, 1] (clamped), or (H, W) in [0, 1] shown in grey.
 
     crop: (top, left, side) in pixels of the images, cut from every one of them.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
+    first = next(iter(images.values()))
+    tall = 1 if crop else first.shape[-2] / first.shape[-1]
+    room = 0.25 * (1 + max(title.count("\n") for title in images))
+    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size * tall + room) * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, x) in zip(axes.flat, images.items(), strict=False):
@@ -29,7 +32,7 @@ def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, cro
             top, left, side = crop
             x = x[..., top : top + side, left : left + side]
         if x.ndim == 2:
-            ax.imshow(x.numpy(), cmap="gray", interpolation="nearest")
+            ax.imshow(x.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         else:
             ax.imshow(to_uint8(x.reshape(1, *x.shape[-3:]).clamp(0, 1))[0], interpolation="nearest")
         ax.set_title(title, fontsize=9)
@@ -129,7 +132,8 @@ def spectrum(tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, 
             ax.plot(a.iloc[-1], b.iloc[-1], "o", color=line.get_color())
         for name, (a, b) in (points or {}).items():
             ax.plot(a, b, "k*", ms=9)
-            ax.annotate(name, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            ax.annotate(name, (a, b), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
+        ax.margins(x=0.12, y=0.1)
         ax.set(xlabel=x, ylabel=y, title="from fidelity (open) to realism (filled)")
         ax.legend(fontsize=8)
         fig.tight_layout()

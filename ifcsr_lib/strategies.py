@@ -288,8 +288,10 @@ class Strategy:
         return predict(self.model, z, weights, t)
 
     def _both(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """e_fid, e_real of one batched UNet call."""
+        """e_fid, e_real, in turn on a CPU and in one batch on a GPU, whichever is faster there (as `restore_both` does)."""
         self.calls["unet"] += 2
+        if z.device.type == "cpu":
+            return tuple(predict(self.model, z, {name: 1.0}) for name in ADAPTERS)
         names = [a for a in ADAPTERS for _ in range(len(z))]
         return self.model.eps(torch.cat([z, z]), names).chunk(2)
 
@@ -301,7 +303,10 @@ class Strategy:
 
 
 class ImageBlend(Strategy):
-    """IFCSR: (1 - g) Dec(z - e_fid) + g Dec(z - e_real) (E1). Set-up E + 2U + 2D, an adjustment nothing."""
+    """IFCSR: (1 - g) Dec(z - e_fid) + g Dec(z - e_real) (E1). Set-up E + 2U + 2D, an adjustment nothing.
+
+    Above cfg.tile x cfg.tile output pixels this one alone works in tiles; compare at or below that.
+    """
 
     name = "image blend (IFCSR)"
 
@@ -454,10 +459,12 @@ STRATEGIES = {s.name: s for s in (ImageBlend, LatentBlend, PiSAReleased, PiSACac
                                   EulerStep, OSEDiff, TSDSR)}  # fmt: skip
 
 
-def fit(model: IFCSR, name: str, samples, distance, steps: int, on_step=None) -> list[str]:
+def fit(model: IFCSR, name: str, samples, distance, steps: int, on_step=None, switches: dict | None = None) -> list[str]:
     """Train what strategy `name` needs beside the model's ends, which stay as they are; continues its own checkpoints.
 
-    steps: optimiser steps an end had (cfg.steps_ablation). Returns the adapters it trained. ValueError for an unknown name.
+    steps: optimiser steps an end had (cfg.steps_ablation). switches: {"vsd": 0.0} leaves the distillation losses of
+    OSEDiff and TSD-SR out, {"tsm": 1.0} sets the weight of target score matching; default each method's own. Returns the
+    adapters it trained. ValueError for an unknown strategy or switch.
     """
     # DECISION D43: equal budgets: 2 x steps in all for IFCSR, PiSA-SR, RCOD, OSEDiff and TSD-SR; a distilled method adds its own
     if name not in STRATEGIES:
@@ -467,9 +474,14 @@ def fit(model: IFCSR, name: str, samples, distance, steps: int, on_step=None) ->
         for adapter in kind.adapters:
             add_adapter(model, adapter)
         objective = kind(model, distance)
+        for switch, weight in (switches or {}).items():
+            if not hasattr(objective, switch) or switch not in ("vsd", "tsm"):
+                raise ValueError(f"switch {switch!r} is not one of {name!r}; allowed: 'vsd' and 'tsm', for OSEDiff-like and TSD-SR-like")
+            setattr(objective, switch, float(weight))
         if kind is TrainTimestep:
             objective.edges = cosine_edges(model, samples)
-        folder = run_folder(model, f"control-{objective.name}-{_fingerprint(model)}")
+        chosen = "".join(f"-{switch}{weight:g}" for switch, weight in sorted((switches or {}).items()))
+        folder = run_folder(model, f"control-{objective.name}{chosen}-{_fingerprint(model)}")
         train(objective, samples, model.cfg, folder, kind.steps * steps, on_step)
         done += kind.adapters
     train_only(model)

@@ -44,7 +44,15 @@ def test_bad_gamma(gamma, error):
         blend(A, B, gamma)
 
 
-def test_endpoints_of_different_images():
+def test_one_endpoint_missing():
+    for call in (lambda: Endpoints(A, None), lambda: blend(A, None, 0.5)):
+        with pytest.raises(TypeError, match="x_real"):
+            call()
+    with pytest.raises(TypeError, match="x_fid"):
+        blend(None, B, 0.5)
+
+
+def test_endpoints_of_different_sizes():
     with pytest.raises(ValueError, match="differ in shape"):
         Endpoints(A, B[..., :16])
     with pytest.raises(ValueError, match="differ in shape"):
