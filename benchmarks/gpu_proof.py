@@ -9,10 +9,12 @@ python benchmarks/gpu_proof.py --tiny
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import tempfile
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +75,7 @@ def peak(device: torch.device, reset: bool = False) -> float:
     if device.type != "cuda":
         return float("nan")
     if reset:
+        gc.collect()  # Parts leaves cycles that hold the model before
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.max_memory_allocated(device) / 1e9
@@ -109,14 +112,14 @@ def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torc
 
 
 def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats: int) -> dict:
-    """Both ends of one image of `side` x `side` output pixels, under the profile's precision."""
+    """Both ends of one image of `side` x `side` output pixels, in float32 (what `upscale` does) or in bf16, compiled or not."""
     model = random_model(cfg, tiny).to(device)
     lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
     peak(device, reset=True)
     seconds = []
     for _ in range(repeats + 2):
         start = now(device)
-        with trainer.precision(cfg, device):
+        with trainer.speed_and_memory(SimpleNamespace(model=model), cfg), trainer.precision(cfg, device):
             model.endpoints(lq)
         seconds.append(now(device) - start)
     return {"seconds": statistics.median(seconds[2:]), "peak_gb": peak(device), "dominates": ""}
@@ -157,7 +160,9 @@ def main(argv: list[str] | None = None) -> int:
             measure(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
                     lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
     for side in (64, 128) if args.tiny else (512, 1024):
-        measure("endpoints", cfg, side, 1, lambda side=side: endpoints(cfg, side, args.tiny, device, args.steps))
+        for way in [{"precision": "no"}, {"precision": "bf16"}] + ([] if args.tiny else [{"precision": "no", "compile": "inductor"}]):
+            one = cfg.replace(**way)
+            measure("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
     path = results.write_table(pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started)
     print(f"written: {path}")
     return 0

@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="root of every random choice (default 0)")
     p.add_argument("--set", nargs="+", type=_setting, metavar="NAME=VALUE", default=[], action="extend",
                    help="override config fields, such as k=3.0 preset=light")  # fmt: skip
+    p.add_argument("--recipe", choices=tuple(RECIPES), help="settings for a card's memory, as `train` has them; --set goes over them")
     p.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run, such as 02 03")
 
     p = command(_describe, "Print sizes, adapters, backbone and settings of a profile as JSON.", _DESCRIBE,
@@ -423,6 +424,7 @@ def _protocol(args: argparse.Namespace) -> int:
     from .benchmark import protocol
 
     print(protocol().to_string(float_format="{:.6g}".format, na_rep=""))
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -447,10 +449,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    cfg = resolve(args.profile, args.seed, dict(args.set))
+    settings = {**RECIPES.get(args.recipe, {}), **dict(args.set)}
+    cfg = resolve(args.profile, args.seed, settings)
     from .reproduce import reproduce
 
-    reproduce(profile=cfg.profile, seed=args.seed, overrides=dict(args.set), only=args.only)
+    reproduce(profile=cfg.profile, seed=args.seed, overrides=settings, only=args.only)
     return 0
 
 

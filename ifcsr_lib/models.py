@@ -326,26 +326,30 @@ def new(cfg: Config) -> IFCSR:
     return IFCSR(cfg, *load_backbone(cfg))
 
 
-def load(name: str | Path = "pocket", device: str | torch.device | None = None) -> IFCSR:
+def load(
+    name: str | Path = "pocket", device: str | torch.device | None = None, backbone: str | None = None
+) -> IFCSR:
     """Load a model ready for `endpoints`.
 
     name: "pocket" or "pocket-vsd" (both shipped; the second's realism end learned with score distillation, which is not from
         the paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
         vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
+    backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
+        must be the same.
     """
     folder = SHIPPED[name] if name in SHIPPED else locate(str(name))
     if (folder / "ifcsr.json").exists():
-        model = _load_saved(folder)
+        model = _load_saved(folder, backbone)
     else:
         model = new(resolve("paper", overrides={"backbone": str(name)}))
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _load_saved(folder: Path) -> IFCSR:
+def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
     try:
         card = json.loads((folder / "ifcsr.json").read_text())
-        fields = dict(card["config"])
+        fields = dict(card["config"]) | ({"backbone": str(backbone)} if backbone else {})
         cfg = resolve(fields.pop("profile"), fields.pop("seed"), fields)
         adapters, source = card["adapters"], card["backbone"]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:

@@ -175,6 +175,7 @@ class LazyCrops(Dataset):
         for files, cache in parts:
             rows += [(len(self.files) + n, *row) for n, *row in scan(files, cache)]
             self.files += files
+        self.files = np.array(self.files)
         self.total = len(rows)
         if not rows:
             raise ValueError(f"no images in {', '.join(self.files[:3])}; allowed in shards: {' '.join(FORMATS)}")
@@ -209,7 +210,7 @@ class LazyCrops(Dataset):
     def image(self, n: int) -> np.ndarray:
         """Image n, (H, W, 3) uint8. Raises ValueError when it is damaged, OSError when its file is gone or does not answer."""
         # DECISION D29: shards are read at random places, not streamed in order, so (seed, i) gives crop i as from a folder
-        file, offset, size = self.files[self.where[n, 0]], int(self.where[n, 1]), int(self.where[n, 2])
+        file, offset, size = str(self.files[self.where[n, 0]]), int(self.where[n, 1]), int(self.where[n, 2])
         if is_url(file):
             data = read_range(file, offset, size)[0]
         else:

@@ -91,6 +91,9 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
     average = EMAModel(list(named.values()), decay=cfg.ema) if cfg.ema else None
     run = _Checkpoint(folder / "last.pt", objective, named, optimiser, average, cfg, steps, _images(cfg, accelerator))
     start, history = run.resume()
+    if len(starts := set(accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist())) > 1:
+        raise ValueError(f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(starts)))}): {run.path} "
+                         "must lie on a disk that all nodes share (IFCSR_RESULTS)")  # fmt: skip
     log = _Log(folder, objective, samples, cfg, start) if cfg.log_every and accelerator.is_main_process else None
     loader = iter(_loader(samples, start, steps, cfg, accelerator, cfg.workers if workers is None else workers))
     main, micro, moving = accelerator.is_main_process, cfg.gradient_accumulation, False
@@ -137,11 +140,13 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
                     on_step({"steps": steps, "objective": objective.name, **history[-1]})
             if stop and step + 1 < steps:
                 raise _stopped(run.path, step + 1, main)
-    except RuntimeError as error:  # PyTorch raises it wherever the loop is when a worker dies
-        if "DataLoader worker" not in str(error):
+    except Exception as error:
+        if main and history and not moving and not isinstance(error, FloatingPointError):
+            with contextlib.suppress(OSError):  # a full disk may be why we are here
+                run.save(history)
+        # PyTorch raises this RuntimeError wherever the loop is when a worker dies
+        if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
             raise
-        if main and history and not moving:
-            run.save(history)
         if told:  # whoever ends a job ends its workers too
             raise _stopped(run.path, len(history), main) from None
         raise ChildProcessError(
@@ -455,7 +460,7 @@ class Stage2(_Stage):
         x_H, x_L, noise = self.inputs(batch)
         with torch.no_grad():
             z_L = self.model.encode(x_L, noise)
-            x_fid = self.fidelity(z_L, batch["index"]).float()
+            x_fid = self.fidelity(z_L, x_L).float()
         z_real = self.model.one_step(z_L, "realism")
         x_real = self.model.decode(z_real).float()
         x_hat = blend(x_fid, x_real, self.gamma(batch))
@@ -470,11 +475,12 @@ class Stage2(_Stage):
             loss, logs = loss + extra, logs | terms
         return loss, logs | {"paper": paper.item()} if logs else {}
 
-    def fidelity(self, z_L: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """x_fid of a batch, from the cache when all of it is there; theta and the crops are fixed, so x_fid is too."""
+    def fidelity(self, z_L: torch.Tensor, x_L: torch.Tensor) -> torch.Tensor:
+        """x_fid of a batch, from the cache when all of it is there; theta is fixed, and the files are named after x_L."""
         if self.cache is None:
             return self.model.decode(self.model.one_step(z_L, "fidelity"))
-        files = [self.cache / f"{int(i)}.safetensors" for i in index]
+        names = [hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest()[:24] for x in x_L.contiguous()]
+        files = [self.cache / f"{name}.safetensors" for name in names]
         if all(f.exists() for f in files):
             x_fid = torch.stack([load_file(f)["x_fid"] for f in files]).to(z_L.device)
             return x_fid.contiguous(memory_format=torch.channels_last)  # as it left the decoder: sums then have their order
@@ -485,12 +491,11 @@ class Stage2(_Stage):
         return x_fid
 
     def _cache(self) -> Path:
-        """results/<profile>/runs/x_fid-<hash of theta, backbone and everything that makes a crop>."""
+        """results/<profile>/runs/x_fid-<hash of theta, backbone and what draws z_L's noise>."""
         cfg, text = self.cfg, hashlib.sha256()
         for name, p in sorted(self.model.adapter("fidelity").items()):
             text.update(name.encode() + p.detach().float().cpu().numpy().tobytes())
-        crop = [self.model.source["hash"], cfg.seed, cfg.training_set, cfg.patch, cfg.preset, cfg.timestep, cfg.precision]
-        text.update(str(crop).encode())
+        text.update(str([self.model.source["hash"], cfg.seed, cfg.lora_alpha, cfg.timestep, cfg.precision]).encode())
         return cfg.results / "runs" / f"x_fid-{text.hexdigest()[:12]}"
 
     def distil(self, z: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, dict]:

@@ -1,8 +1,10 @@
 """Gamma chosen by the machine: the closed forms against a search, what cannot be chosen, and the command."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from skimage import data as skimage_data
 
 from ifcsr_lib import auto, evaluate
@@ -59,6 +61,15 @@ def test_invented_detail_that_the_lq_cannot_show_is_free_and_what_it_denies_is_n
     base, x_L = ENDS.x_fid[:1].clamp(0.2, 0.8), ENDS.x_L[:1]
     free, denied = (auto_gamma(Endpoints(base, (base + extra).clamp(0, 1), x_L)) for extra in (checks, wave))
     assert free == 1 and denied < 0.5
+
+
+def test_degraded_again_is_a_gaussian_and_a_bicubic_shrink():
+    """Against SciPy's Gaussian and Pillow's bicubic resize, away from the border."""
+    for sigma in (0.5, 1.5, 3.0):
+        ours = auto._shrink(auto._blur(HR[:1].double(), sigma))[0]
+        for x, y in zip(HR[0].numpy(), ours, strict=True):
+            theirs = Image.fromarray(ndimage.gaussian_filter(x, sigma)).resize((32, 32), Image.Resampling.BICUBIC)
+            assert (torch.from_numpy(np.array(theirs)) - y)[4:-4, 4:-4].abs().max() < 2e-3
 
 
 def test_equal_ends_take_gamma_1():

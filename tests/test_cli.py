@@ -186,6 +186,17 @@ def test_settings_follow_the_config_types():
     assert _setting("backbone=a=b") == ("backbone", "a=b")
 
 
+def test_reproduce_takes_a_recipe(monkeypatch):
+    """Settings of the recipe, --set over them: what `train --recipe` trained is then found by its hash."""
+    from ifcsr_lib import reproduce
+    from ifcsr_lib.config import RECIPES
+
+    got = {}
+    monkeypatch.setattr(reproduce, "reproduce", lambda **kwargs: got.update(kwargs))
+    assert main(["reproduce", "--profile", "paper", "--recipe", "24 GB", "--set", "workers=9"]) == 0
+    assert got["overrides"] == {**RECIPES["24 GB"], "workers": 9} and got["profile"] == "paper"
+
+
 def test_reproduce_refuses_before_it_runs(capsys):
     assert "'k=x': k is a number (float)" in usage(["reproduce", "--set", "k=x"], capsys)
     assert "write NAME=VALUE" in usage(["reproduce", "--set", "k"], capsys)

@@ -52,6 +52,7 @@ def test_texture_gets_more_gamma_than_flat_ground_and_straight_edges():
     x[..., 140:] += 0.1 * torch.randn(1, 1, 96, 52, generator=generator)
     gamma = from_texture(x.clamp(0, 1))[0, 0]
     assert gamma[:, :60].max() < 0.02 and gamma[20:76, 92:100].max() < 0.05 and gamma[:, 160:].min() > 0.5
+    assert jump(from_texture(x.clamp(0, 1))) < 0.1  # no seam where flat ground ends
     low = from_texture(x.clamp(0, 1), low=0.6, high=0.2)[0, 0]
     assert low[:, :60].min() > 0.59 and low[:, 160:].max() < 0.4
 

@@ -1,6 +1,7 @@
 """Facts of the two-adapter model: what is adapted, what one step is, what saving keeps, what loading refuses."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -114,6 +115,15 @@ def test_save_and_load(model, tmp_path):
     assert torch.equal(a.x_fid, b.x_fid) and torch.equal(a.x_real, b.x_real)
     keys = load_file(tmp_path / "m" / "fidelity.safetensors")
     assert all(k.startswith("unet.") and k.split(".")[-2] in ("lora_A", "lora_B") for k in keys)
+
+
+def test_a_saved_model_finds_its_backbone_elsewhere(tiny_cfg, tiny_backbone, tmp_path):
+    shutil.copytree(tiny_backbone, tmp_path / "there")
+    randomised(models.new(tiny_cfg.replace(backbone=str(tmp_path / "there")))).save(tmp_path / "m")
+    shutil.move(tmp_path / "there", tmp_path / "moved")
+    with pytest.raises((ValueError, OSError)):
+        models.load(tmp_path / "m", "cpu")
+    assert models.load(tmp_path / "m", "cpu", backbone=tmp_path / "moved").cfg.backbone == str(tmp_path / "moved")
 
 
 def test_the_file_loads_through_diffusers(model, tmp_path, tiny_backbone):

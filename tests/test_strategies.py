@@ -227,6 +227,19 @@ def test_bad_values(value, model):
         control.strategies()["latent blend"](model).setup(LQ).adjust(value)
 
 
+def test_a_switch_has_its_own_run(tiny_cfg, crops):
+    """vsd = 0 leaves the critic alone, and neither setting continues the other's checkpoint."""
+    model, rows = randomised(models.new(tiny_cfg), "fidelity", "realism"), []
+    strategies.fit(model, "OSEDiff-like", crops, distance(), 1, rows.append, {"vsd": 0.0})
+    critic = [v for k, v in model.state_dict().items() if ".osediff_critic." in k and ".lora_B." in k]
+    assert len(rows) == 2 and critic and not any(v.any() for v in critic)
+    strategies.fit(model, "OSEDiff-like", crops, distance(), 1, rows.append)
+    assert len(rows) == 4 and any(v.any() for v in critic)
+    for name, switch in (("OSEDiff-like", "lr"), ("timestep (RCOD-like)", "vsd")):
+        with pytest.raises(ValueError, match="allowed: 'vsd' and 'tsm'"):
+            strategies.fit(model, name, crops, distance(), 1, switches={switch: 1.0})
+
+
 def test_bad_use(model, crops):
     with pytest.raises(ValueError, match=r"call setup\(lq\) before"):
         control.strategies()["weight mix"](model).adjust(0.5)

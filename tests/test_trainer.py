@@ -128,6 +128,33 @@ def test_the_adversarial_switch_is_off_by_default_and_adds_only_to_phi(tiny_cfg,
     assert fake.grad is None and any(p.grad is not None and p.grad.any() for p in stage.judge.parameters())
 
 
+def test_any_error_leaves_the_last_whole_step(tiny_cfg, crops, tmp_path):
+    """A server that is gone at the third of five steps: two are kept, and the run ends where an unbroken one ends."""
+
+    class Gone:
+        def __getitem__(self, i):
+            if i >= 4:
+                raise OSError("the server is gone")
+            return crops[i]
+
+    def run(samples, folder):
+        model = models.new(tiny_cfg)
+        trainer.train(trainer.Stage1(model, distance()), samples, tiny_cfg, folder, steps=5)
+        return model.adapter("fidelity")
+
+    with pytest.raises(OSError, match="server is gone"):
+        run(Gone(), tmp_path / "a")
+    assert torch.load(tmp_path / "a" / "last.pt", weights_only=True)["step"] == 2
+    resumed, unbroken = run(crops, tmp_path / "a"), run(crops, tmp_path / "b")
+    assert all(torch.equal(p, unbroken[k]) for k, p in resumed.items())
+
+
+def test_processes_that_found_different_checkpoints_do_not_start(tiny_cfg, crops, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.Accelerator, "gather", lambda self, t: torch.cat([t, t + 2]))
+    with pytest.raises(ValueError, match=r"different steps \(0, 2\).*IFCSR_RESULTS"):
+        trainer.train(trainer.Stage1(models.new(tiny_cfg), distance()), crops, tiny_cfg, tmp_path, steps=1)
+
+
 def test_mixed_is_x4plus_for_even_and_light_for_odd_indices(tiny_cfg, crops):
     x_H = torch.stack([crops[i]["x_H"] for i in (4, 5)])
     mixed = low_quality(x_H, tiny_cfg.replace(preset="mixed"), [4, 5])

@@ -177,6 +177,9 @@ def test_cached_x_fid_changes_no_bit_and_runs_theta_once_a_crop(tiny_cfg, crops,
     cached, losses2 = train(cfg.replace(cache_fidelity=True), repeated, distance, tmp_path / "b", Counted, steps=3)
     assert losses == losses2 and torch.equal(weights(plain), weights(cached))
     assert calls.count("fidelity") == 1 and calls.count("realism") == 3
+    other = [{**repeated[i], "x_H": repeated[i]["x_H"].flip(-1)} for i in range(6)]  # the same indices, other pictures
+    train(cfg.replace(cache_fidelity=True), other, distance, tmp_path / "c", Counted, steps=3)
+    assert calls.count("fidelity") == 2, "x_fid of another picture"
     stage = trainer.Stage2(models.new(cfg), distance)
     batches = [torch.utils.data.default_collate([repeated[i], repeated[i + 1]]) for i in (0, 2)]
     assert torch.equal(batches[0]["x_H"], batches[1]["x_H"])
