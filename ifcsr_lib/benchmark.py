@@ -97,7 +97,8 @@ def run(model, name: str, gammas=GAMMAS, metrics=None, colour_fix: str | None = 
     model: an IFCSR. name: of BENCHMARKS. gammas, metrics: as in evaluate.sweep. colour_fix: None takes model.cfg's.
     limit: only the first images, by name. Several processes (`processes`) share the images; each returns the whole
     table, the same as of one process with as many threads. evaluate.summary(table) has the means. "not run: ..." stands
-    where a metric could not run, and is tried again next time.
+    where a metric could not run, and is tried again next time. Raises OSError when the first process does not find what
+    another one wrote.
     """
     rows, gammas, metrics = files(name, limit), evaluate._check_gammas(gammas), evaluate._names(metrics, hr=True)
     fix = model.cfg.replace(colour_fix=colour_fix or model.cfg.colour_fix).colour_fix
@@ -128,6 +129,7 @@ def run(model, name: str, gammas=GAMMAS, metrics=None, colour_fix: str | None = 
     )
     table.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
     if rank == 0:
+        _check_whole(known, whole, [(g, fix, m) for g in gammas for m in metrics if not absent[m]], folder)
         _write_all(known | {"(all)": whole}, folder / "scores.csv", model.cfg, rows)
     wait()
     return table
@@ -193,6 +195,15 @@ def _read(path: Path) -> dict[tuple[float, str, str], float | str]:
 def _write(scores: dict, path: Path) -> None:
     with atomic(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([_HEAD, *([*entry, v] for entry, v in sorted(scores.items()))])
+
+
+def _check_whole(known: dict, whole: dict, wanted: list, folder: Path) -> None:
+    """A metric that cannot run has a text for a score; no score at all is a file that this process does not see."""
+    lacks = [i for i, scores in known.items() if any(e not in (whole if e[2] == "fid" else scores) for e in wanted)]
+    if lacks:
+        raise OSError(f"scores of {len(lacks)} of {len(known)} images ({', '.join(map(str, lacks[:3]))}) are missing in {folder}; "
+                      "all processes must share this folder: set IFCSR_RESULTS to one on a disk that every machine sees, and run "
+                      "again")  # fmt: skip
 
 
 def _write_all(known: dict, path: Path, cfg: Config, rows: list) -> None:

@@ -267,15 +267,15 @@ def _fid(maker, folder: Path, n: int) -> float | str:
 def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
     """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (a row a gamma).
 
-    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images".
+    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores are NaN.
     """
     if "gamma" in df.index.names:
         out = pd.DataFrame({g: summary(part.droplevel("gamma")) for g, part in df.groupby(level="gamma", sort=False)}).T
         out, out.attrs = out.infer_objects().rename_axis("gamma"), dict(df.attrs)
         return out
-    texts = {m: [v for v in df[m] if isinstance(v, str)] for m in df}
-    return pd.Series({m: float(df[m].mean()) if not t else t[0] if len(t) == len(df) else
-                      f"not run: {len(t)} of {len(df)} images" for m, t in texts.items()})  # fmt: skip
+    lacks = {m: [v for v in df[m] if isinstance(v, str) or pd.isna(v)] for m in df}
+    return pd.Series({m: float(df[m].mean()) if not t else t[0] if len(t) == len(df) and isinstance(t[0], str) else
+                      f"not run: {len(t)} of {len(df)} images" for m, t in lacks.items()})  # fmt: skip
 
 
 def _check_gammas(gammas) -> list[float]:

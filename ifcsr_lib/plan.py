@@ -28,6 +28,8 @@ RESERVE = 1.5e9  # bytes for CUDA's context, cuDNN's workspaces and fragments, w
 # Reached, not peak, operations a second. H100 and A100: PiSA-SR's published .057 s and .09 s an image for encoder, UNet and
 # decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak (49 of 312), assumed to carry over.
 CARDS = {"H100": 78e12, "A100": 49e12, "RTX 4090": 26e12, "RTX 4070": 9e12}
+ASSUMED = ("RTX 4090", "RTX 4070")
+BY_MEMORY = {"24 GB": "RTX 4090", "12 GB": "RTX 4070"}  # which card a size stands for in `dry_run`
 
 
 class Meter(TorchDispatchMode):
@@ -81,12 +83,8 @@ def cost(cfg: Config, stage: int) -> dict:
         objective = objective_class(model, FeatureDistance(net, [torch.ones(c) for c in channels]))
     with FakeTensorMode(), Meter() as meter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for module in (m for net in objective.modules() for m in net.modules()):
-            for name, p in module._parameters.items():
-                if p is not None:
-                    module._parameters[name] = nn.Parameter(torch.empty(p.shape), p.requires_grad)
-            for name, b in module._buffers.items():
-                module._buffers[name] = torch.empty(b.shape)
+        for net in objective.modules():
+            _allocate(net)
         x = torch.zeros(cfg.batch, 3, cfg.patch, cfg.patch)
         side = cfg.patch // model.vae_factor
         noise = torch.zeros(cfg.batch, model.unet.config.in_channels, side, side)
@@ -119,6 +117,33 @@ def cost(cfg: Config, stage: int) -> dict:
     }
 
 
+def endpoints_peak(cfg: Config, side: int) -> int:
+    """Bytes alive at once while `IFCSR.endpoints` makes one image or tile of side x side output pixels, weights included.
+
+    As a GPU does it: float32, both ends in one batch. side: a multiple of 64. RESERVE is left out, as in `cost`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta"):
+        model = shaped(cfg)
+    # peft picks a mixed batch's images by lists, which become small tensors with data
+    with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter, torch.no_grad():
+        _allocate(model)
+        z_L = model.encode(torch.zeros(1, 3, side, side))
+        model.decode(model.one_step(torch.cat([z_L, z_L]), list(ADAPTERS)))
+        return meter.peak
+
+
+def _allocate(net: nn.Module) -> None:
+    """Parameters and buffers made anew in the mode that is active."""
+    for module in net.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(p.shape), p.requires_grad)
+        for name, b in module._buffers.items():
+            module._buffers[name] = torch.empty(b.shape)
+
+
 def _attention() -> dict:
     """The CPU's fused attention, which FlopCounterMode does not know; CUDA's does the same products."""
     from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
@@ -139,14 +164,16 @@ def _norms_in_float32(model: nn.Module) -> list:
 
 
 def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
-    """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100" or "8x A100".
+    """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100", "1x 24 GB" or "8x A100".
 
-    Nothing is loaded, downloaded or written. Raises ValueError for a card without a stated rate (CARDS).
+    Nothing is loaded, downloaded or written. Raises ValueError for a card without a rate (CARDS, BY_MEMORY).
     """
     form = re.fullmatch(r"([1-9]\d*) ?x ?(.+)", cards)
-    if not form or form[2] not in CARDS:
-        raise ValueError(f"cards={cards!r}; allowed: a number, x and one of {', '.join(CARDS)}, such as '8x A100'")
-    count, rate = int(form[1]), CARDS[form[2]]
+    card = BY_MEMORY.get(form[2], form[2]) if form else None
+    if card not in CARDS:
+        raise ValueError(f"cards={cards!r}; allowed: a number, x and one of {', '.join([*CARDS, *BY_MEMORY])}, such as '8x A100'")
+    count, rate = int(form[1]), CARDS[card]
+    meant = cards if card == form[2] else f"{cards} (counted as {card})"
     steps = cfg.steps_fidelity if stage == 1 else cfg.steps_realism
     one, each = cost(cfg, stage), cfg.batch * cfg.gradient_accumulation
     images, seconds = steps * each * count, one["operations"] / rate
@@ -154,7 +181,7 @@ def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
                  "seconds_a_step": seconds, "hours": steps * seconds / 3600}  # fmt: skip
     *_, shape = shapes(cfg)
     rows = {
-        "run": f"profile {cfg.profile}, stage {stage}, {cards}; nothing was loaded, started or written",
+        "run": f"profile {cfg.profile}, stage {stage}, {meant}; nothing was loaded, started or written",
         "backbone": f"{cfg.backbone}, {shape}: {one['parameters']:,} frozen parameters (UNet and VAE)",
         "trained": f"{one['trained']:,} parameters, rank {cfg.rank}",
         "a step": f"{each * count} images of {cfg.patch}x{cfg.patch} (batch {cfg.batch} x {cfg.gradient_accumulation} passes x "
@@ -162,8 +189,8 @@ def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
         "the run": f"{steps:,} steps, {images:,} images, {images / PHOTOS:.2f} times the paper's {PHOTOS:,}",
         "memory a card": f"{one['peak'] / 1e9:.2f} GB of tensors at the peak ({one['weights'] / 1e9:.2f} GB stay), and about "
                          f"{RESERVE / 1e9:.1f} GB for CUDA itself: computed, not measured",
-        "time": f"{seconds:.2f} s a step, {out['hours']:.1f} h, at {rate / 1e12:.0f}e12 operations a second ({form[2]}, networks "
-                "only, no data, no exchange between cards): computed, not measured",
+        "time": f"{seconds:.2f} s a step, {out['hours']:.1f} h, at {'an assumed ' * (card in ASSUMED)}{rate / 1e12:.0f}e12 operations a "
+                f"second ({card}, networks only, no data, no exchange between cards): computed, not measured",
         "24 h on one H100": f"the paper's time a stage, would be {86400 / (one['operations'] / CARDS['H100']):,.0f} of these steps "
                             "by the same arithmetic (D5)",
     }  # fmt: skip

@@ -177,6 +177,14 @@ def test_ranks_share_the_images(model, passes, monkeypatch):
     assert len(passes) == 1 + 2 and table["psnr"].notna().sum() == 3
 
 
+def test_scores_that_the_first_process_does_not_see_are_an_error(model, monkeypatch):
+    """Two machines with a disk each: the first of two processes has images 0, 2 and 4, and forms no mean of them."""
+    monkeypatch.setattr(benchmark, "processes", lambda: (0, 2, lambda: None))
+    with pytest.raises(OSError, match=r"scores of 2 of 5 images \(1, 3\) are missing in .*realsr-.*must share.*IFCSR_RESULTS"):
+        benchmark.run(model, "realsr", (0,), ["psnr", "lpips"])
+    assert not (kept(model) / "scores.csv").exists()
+
+
 def test_missing_weights_read_not_run_and_do_nothing(model, passes, scored):
     table = benchmark.run(model, "realsr", (0, 1), ["lpips", "fid"])
     assert table["lpips"].str.startswith("not run: needs LPIPS").all()

@@ -233,6 +233,16 @@ def test_small_and_odd_images_do_not_end_a_run(photo):
     assert evaluate.summary(df)["niqe-pocket"] == "not run: 2 of 3 images"
 
 
+def test_no_mean_over_some_of_the_images():
+    """A NaN is a score that is lacking, in `score`'s table and in a sweep's."""
+    df = pd.DataFrame({"psnr": [27.0, float("nan"), 29.0], "ssim": [0.5, 0.6, 0.7], "fid": [float("nan")] * 3})
+    means = evaluate.summary(df)
+    assert means["psnr"] == "not run: 1 of 3 images" and means["fid"] == "not run: 3 of 3 images"
+    assert means["ssim"] == pytest.approx(0.6)
+    table = evaluate.summary(pd.concat({0.0: df, 1.0: df.fillna(1)}, names=["gamma", "image"]))
+    assert table["psnr"].tolist() == ["not run: 1 of 3 images", 19.0]
+
+
 X = torch.rand(2, 3, 32, 32)
 BAD_SCORE = {
     "unknown": (ValueError, "did you mean 'psnr'", (X, X, ["pnsr"])),
