@@ -6,6 +6,7 @@ dtype of the step, no data, no download, no GPU. Figures made here are computed,
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 import weakref
@@ -33,12 +34,25 @@ BY_MEMORY = {"24 GB": "RTX 4090", "12 GB": "RTX 4070"}  # which card a size stan
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of all tensors alive that were made inside, `now` and at their `peak`. Counts each storage once."""
+    """Bytes of all tensors alive that were made inside, `now` and at their `peak`. Counts each storage once.
+
+    Python's cycle collector rests meanwhile: when it runs is chance, and checkpointed gradients leave it tensors to free.
+    """
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
         self._seen = weakref.WeakSet()
+
+    def __enter__(self):
+        self._collecting = gc.isenabled()
+        gc.disable()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        if self._collecting:
+            gc.enable()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
