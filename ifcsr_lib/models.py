@@ -206,7 +206,7 @@ class IFCSR(nn.Module):
         both = self._tiled(padded) if tiled else self.restore_both(padded)
         del padded
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
-        x_fid, x_real = (x[..., b : b + h, b : b + w].clamp(0, 1).to(lq.device) for x in both)
+        x_fid, x_real = (x[..., b : b + h, b : b + w].float().clamp(0, 1).to(lq.device) for x in both)
         del both
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if fix == "adain" else ends
