@@ -8,13 +8,6 @@ import pytest
 from ifcsr_lib.config import ROOT
 
 
-def pytest_collection_modifyitems(items):
-    """For pytest-xdist (make test): a file stays in one process, and so do the notebooks, which read each other's results."""
-    for item in items:
-        notebook = item.path.suffix == ".ipynb"
-        item.add_marker(pytest.mark.xdist_group("notebooks" if notebook else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder with realsr/, kodak/, weights/: $IFCSR_DATA, or shared/data beside the checkout."""

@@ -434,7 +434,7 @@ def proof():
 def test_gpu_proof_runs_whole_on_a_cpu(proof, tmp_path):
     assert proof.main(["--tiny", "--steps", "1"]) == 0
     table = pd.read_csv(tmp_path / "results" / "smoke" / "tables" / "gpu_proof.csv")
-    assert len(table) == 6 and (table["seconds"] > 0).all()
+    assert len(table) == 8 and (table["seconds"] > 0).all()
     for text in table["dominates"][:4]:  # "backward 50%, decode 20%, ...", the longest first
         shares = {name: int(share) for name, share in re.findall(r"(\w+) (\d+)%", text)}
         assert {"encode", "one_step", "decode", "features", "backward"} <= set(shares)
