@@ -115,14 +115,14 @@ def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats:
     """Both ends of one image of `side` x `side` output pixels, in float32 (what `upscale` does) or in bf16, compiled or not."""
     model = random_model(cfg, tiny).to(device)
     lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
-    peak(device, reset=True)
     seconds = []
-    for _ in range(repeats + 2):
-        start = now(device)
-        with trainer.speed_and_memory(SimpleNamespace(model=model), cfg), trainer.precision(cfg, device):
+    with trainer.speed_and_memory(SimpleNamespace(model=model), cfg), trainer.precision(cfg, device):
+        peak(device, reset=True)
+        for _ in range(repeats + 2):
+            start = now(device)
             model.endpoints(lq)
-        seconds.append(now(device) - start)
-    return {"seconds": statistics.median(seconds[2:]), "peak_gb": peak(device), "dominates": ""}
+            seconds.append(now(device) - start)
+        return {"seconds": statistics.median(seconds[2:]), "peak_gb": peak(device), "dominates": ""}
 
 
 def main(argv: list[str] | None = None) -> int:

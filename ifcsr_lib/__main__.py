@@ -39,6 +39,9 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split())[:600] or type(error).__name__
 
 
+_MODEL = '"pocket" (default) or "pocket-vsd", both shipped, a saved folder, or a hub id'
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ifcsr_lib", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("target", metavar="OUT", type=Path, help="a folder; for one photo also a file name such as out.png")
     p.add_argument("--gamma", type=_gamma_or_auto, default=0.5,
                    help="0 = fidelity ... 1 = realism (default 0.5), or auto: chosen for each photo")  # fmt: skip
-    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--model", default="pocket", help=_MODEL)
     p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
     p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
     p.add_argument("--tile", type=int, metavar="PIXELS", help="make outputs of more than PIXELS x PIXELS in tiles of that "
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command(_explore, "Upscale one photo and open a page with the slider.", _EXPLORE,
                 "python -m ifcsr_lib explore photo.jpg --out photo.html")  # fmt: skip
     p.add_argument("photo", metavar="PHOTO", type=Path, help='an image file, a pair (*.ifcsr.zip), or "sample"')
-    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--model", default="pocket", help=_MODEL)
     p.add_argument("--gamma", type=_gamma, help="where the slider starts (default 0.5, or what the pair says)")
     p.add_argument("--out", type=Path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)")
     p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command(_benchmark, "Score a model on RealSR, DRealSR or DIV2K-val along gamma.", _BENCHMARK,
                 "python -m ifcsr_lib benchmark realsr --gammas 0 0.5 1 --metrics psnr ssim niqe --processes 2")  # fmt: skip
     p.add_argument("name", metavar="NAME", help="realsr, drealsr or div2k_val: NAME/LR and NAME/HR in $IFCSR_DATA")
-    p.add_argument("--model", default="pocket", help='"pocket" (shipped, default), a saved folder, or a hub id')
+    p.add_argument("--model", default="pocket", help=_MODEL)
     p.add_argument("--gammas", nargs="+", type=_gamma, metavar="GAMMA", help="default 0 0.1 ... 1")
     p.add_argument("--metrics", nargs="+", metavar="METRIC", help="such as psnr ssim lpips niqe (default: all)")
     p.add_argument("--colour-fix", choices=("none", "adain"), help="default: the model's own setting")
@@ -428,7 +431,7 @@ def _protocol(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    cfg = resolve(args.profile, args.seed, {**RECIPES.get(args.recipe, {}), **dict(args.set)})
+    cfg = resolve(args.profile, args.seed, _settings(args))
     if args.dry_run:
         from .plan import dry_run
 
@@ -448,8 +451,13 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(args: argparse.Namespace) -> dict:
+    """The recipe's settings, --set over them."""
+    return {**RECIPES.get(args.recipe, {}), **dict(args.set)}
+
+
 def _reproduce(args: argparse.Namespace) -> int:
-    settings = {**RECIPES.get(args.recipe, {}), **dict(args.set)}
+    settings = _settings(args)
     cfg = resolve(args.profile, args.seed, settings)
     from .reproduce import reproduce
 

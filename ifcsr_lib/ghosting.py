@@ -94,10 +94,11 @@ def align(ends: Endpoints) -> Aligned:
     share = smooth(trust, 2.0)
     flow = smooth(flow * trust, 2.0) / share.clamp(min=1e-3) * (2 * share).clamp(max=1)
     # and where the result would draw edges more weakly than E1 all the same (halos, contrast of one end alone), E1 stays
-    plain, moved = (double_edges(x, ends, 0.5, True) for x in (ends.blend(0.5), Aligned(ends, flow.contiguous()).blend(0.5)))
-    flow = flow * (2 * smooth((moved < plain).to(flow), 4.0) - 1).clamp(min=0)
-    flow = torch.where(flow.abs().amax(1, keepdim=True) < 0.02, 0, flow)
-    return Aligned(ends, flow.contiguous())
+    aligned = Aligned(ends, flow.contiguous())
+    plain, moved = (double_edges(x, ends, 0.5, True) for x in (ends.blend(0.5), aligned.blend(0.5)))
+    aligned.flow.mul_((2 * smooth((moved < plain).to(flow), 4.0) - 1).clamp(min=0))
+    aligned.flow.masked_fill_(aligned.flow.abs().amax(1, keepdim=True) < 0.02, 0)
+    return aligned
 
 
 def double_edges(x: Tensor, ends: Endpoints, gamma: float | Tensor, as_map: bool = False) -> Tensor:

@@ -92,6 +92,9 @@ class IFCSRPipeline(DiffusionPipeline):
         super().__init__()
         if getattr(unet, "peft_config", None):
             raise ValueError(f"unet carries adapters already ({', '.join(unet.peft_config)}); pass the plain backbone's UNet")
+        for p in (*unet.parameters(), *vae.parameters()):
+            if p.data_ptr() % 64:  # mapped from a file as it lies there, for which kernels sum in another order
+                p.data = p.data.clone()
         model = IFCSR(adapters.cfg(), unet, vae, adapters.prompt.float(), dict(adapters.config.backbone))
         for name in ADAPTERS:
             mark = f"{name}."

@@ -469,18 +469,19 @@ def fit(model: IFCSR, name: str, samples, distance, steps: int, on_step=None, sw
     # DECISION D43: equal budgets: 2 x steps in all for IFCSR, PiSA-SR, RCOD, OSEDiff and TSD-SR; a distilled method adds its own
     if name not in STRATEGIES:
         raise ValueError(f"strategy {name!r} is unknown; allowed: {', '.join(STRATEGIES)}")
-    done = []
-    for kind in STRATEGIES[name].trains:
+    done, switches, trains = [], switches or {}, STRATEGIES[name].trains
+    for switch in switches:
+        if switch not in ("vsd", "tsm") or not any(hasattr(kind, switch) for kind in trains):
+            raise ValueError(f"switch {switch!r} is not one of {name!r}; allowed: 'vsd' and 'tsm', for OSEDiff-like and TSD-SR-like")
+    for kind in trains:
         for adapter in kind.adapters:
             add_adapter(model, adapter)
         objective = kind(model, distance)
-        for switch, weight in (switches or {}).items():
-            if not hasattr(objective, switch) or switch not in ("vsd", "tsm"):
-                raise ValueError(f"switch {switch!r} is not one of {name!r}; allowed: 'vsd' and 'tsm', for OSEDiff-like and TSD-SR-like")
+        for switch, weight in switches.items():
             setattr(objective, switch, float(weight))
         if kind is TrainTimestep:
             objective.edges = cosine_edges(model, samples)
-        chosen = "".join(f"-{switch}{weight:g}" for switch, weight in sorted((switches or {}).items()))
+        chosen = "".join(f"-{switch}{weight:g}" for switch, weight in sorted(switches.items()))
         folder = run_folder(model, f"control-{objective.name}{chosen}-{_fingerprint(model)}")
         train(objective, samples, model.cfg, folder, kind.steps * steps, on_step)
         done += kind.adapters

@@ -263,16 +263,11 @@ def _loader(samples, start: int, steps: int, cfg: Config, accelerator: Accelerat
     return DataLoader(samples, batch_sampler=index, num_workers=workers)
 
 
-def _buffers(objective) -> dict[str, torch.Tensor]:
-    """What moves beside the weights, such as the state of the judge's spectral normalisation."""
-    return {f"{i}.{name}": b for i, m in enumerate(objective.modules()) for name, b in m.named_buffers()}
-
-
 class _Checkpoint:
     """last.pt: everything a run needs to go on, and whose it is."""
 
     def __init__(self, path: Path, objective, named: dict, optimiser, average: EMAModel | None, cfg: Config, steps: int, images: int):
-        self.path, self.objective, self.named, self.optimiser, self.average = path, objective, named, optimiser, average
+        self.path, self.named, self.optimiser, self.average = path, named, optimiser, average
         self.run = {"objective": objective.name, "profile": cfg.profile, "config": cfg.hash, "steps": steps, "images a step": images}
         self.settings = _config(cfg)
 
@@ -282,7 +277,6 @@ class _Checkpoint:
             "settings": self.settings,
             "step": history[-1]["step"],
             "weights": {name: p.detach().cpu() for name, p in self.named.items()},
-            "buffers": {name: b.cpu() for name, b in _buffers(self.objective).items()},
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
@@ -314,8 +308,6 @@ class _Checkpoint:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(state["weights"][name])
-            for name, b in _buffers(self.objective).items():
-                b.copy_(state["buffers"][name])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average:
             self.average.load_state_dict(state["average"])

@@ -62,8 +62,6 @@ def test_startup_sees_torch():
 
 def test_auto_gamma_compares_ways(monkeypatch):
     """A model whose fidelity end is the reference: the best gamma is 0 and loses nothing."""
-    import torch
-
     from ifcsr_lib.control import Endpoints
     from ifcsr_lib.images import upsample
 

@@ -34,7 +34,9 @@ def test_double_edge_energy_falls_by_more_than_half(known):
         plain = double_edges(ends.blend(gamma), ends, gamma)
         assert plain > 0.01
         assert double_edges(aligned.blend(gamma), ends, gamma) < 0.5 * plain
-    held, far = aligned.held_gamma(0.5), smooth(aligned.shift, 2.0) > 1
+    held = aligned.held_gamma(0.5)
+    assert double_edges(ends.blend(held), ends, held) < 0.5 * double_edges(ends.blend(0.5), ends, 0.5)
+    far = smooth(aligned.shift, 2.0) > 1
     assert held.max() <= 0.5 and (held[far] < 0.01).all(), "where structures differ by a pixel, the fidelity end stays"
 
 
