@@ -13,12 +13,16 @@ from torch import Tensor
 from .images import check_images
 
 
-def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor | Sequence[float]) -> Tensor:
+def blend(
+    x_fid: Tensor, x_real: Tensor, gamma: float | Tensor | Sequence[float], out: Tensor | None = None
+) -> Tensor:
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
     gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
         1 = realism. A list or tuple of floats is one gamma a Laplacian band, coarse to fine: `maps.blend_bands`.
+    out: where to write, as large as an end and of its type, for many values in a row: fresh memory for a large image
+        takes longer than the blend (benchmarks/blend.py). Must not be an end.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
     for name, x in (("x_fid", x_fid), ("x_real", x_real)):
@@ -26,11 +30,18 @@ def blend(x_fid: Tensor, x_real: Tensor, gamma: float | Tensor | Sequence[float]
             raise TypeError(f"{name} came as {type(x).__name__}; pass both ends, images (N, 3, H, W)")
     if x_fid.shape != x_real.shape:
         raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
+    if out is not None:
+        if (out.shape, out.dtype, out.device) != (x_fid.shape, x_fid.dtype, x_fid.device):
+            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the ends are {tuple(x_fid.shape)}, "
+                             f"{x_fid.dtype} on {x_fid.device}; use torch.empty_like(x_fid)")  # fmt: skip
+        if out.data_ptr() in (x_fid.data_ptr(), x_real.data_ptr()):
+            raise ValueError("out is an end, which the blend would overwrite; use torch.empty_like(x_fid)")
     if isinstance(gamma, (list, tuple)):
         from .maps import blend_bands
 
-        return blend_bands(x_fid, x_real, gamma)
-    return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid))
+        x = blend_bands(x_fid, x_real, gamma)
+        return x if out is None else out.copy_(x)
+    return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid), out=out)
 
 
 def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
@@ -91,9 +102,9 @@ class Endpoints:
             self.x_fid[one], self.x_real[one], None if self.x_L is None else self.x_L[one], self.made_by
         )
 
-    def blend(self, gamma: float | Tensor | Sequence[float]) -> Tensor:
+    def blend(self, gamma: float | Tensor | Sequence[float], out: Tensor | None = None) -> Tensor:
         """E1 at gamma: see `blend`."""
-        return blend(self.x_fid, self.x_real, gamma)
+        return blend(self.x_fid, self.x_real, gamma, out)
 
     def colour_fixed(self) -> Endpoints:
         """Both ends after `adain` against x_L; blending stays E1 of the fixed ends."""

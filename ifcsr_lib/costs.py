@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -54,38 +54,39 @@ def break_even(setup: float, adjust: float, other_setup: float, other_adjust: fl
     return math.ceil((setup - other_setup) / (other_adjust - adjust))
 
 
-def measure(strategy, lq: Tensor, counts: tuple[int, ...] = COUNTS) -> dict:
-    """One row of the cost table: passes, seconds of setup, of an adjustment (medians), of setup and N adjustments, and MB.
+def measure(strategies: Mapping, lq: Tensor, counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
+    """The cost table, a row a strategy: passes, seconds of setup, of an adjustment (medians), of setup and N adjustments, and MB.
 
+    strategies: {name: strategy}. They are timed in turns, so that a slow moment of the machine meets all of them alike.
     calls at N: the network passes of setup and max(counts) adjustments, counted. N = n (s): the median setup and the first n
     adjustments of one run of max(counts). kept (MB): what the strategy holds between adjustments, with x_L; peak (MB): the
     most that setup or an adjustment adds on top of what was there before it.
     """
     if not counts or min(counts) < 1:
         raise ValueError(f"counts={counts}; allowed: one number of adjustments or more, each 1 or more")
-    setup_calls, adjust_calls = passes(strategy, lq)
-    setups, each = [], []
-    for _ in range(5):
-        start = _now()
-        strategy.setup(lq)
-        setups.append(_now() - start)
-    for n in range(1, max(counts) + 1):
-        start = _now()
-        strategy.adjust(n % 11 / 10)
-        each.append(_now() - start)
-    setup = statistics.median(setups)
-    totals = {f"N = {n} (s)": setup + sum(each[:n]) for n in counts}
-    totals[f"calls at N = {max(counts)}"] = sum(strategy.calls.values())
-    return {
-        "set-up": formula(setup_calls),
-        "adjustment": formula(adjust_calls),
-        "set-up (s)": setup,
-        "adjustment (s)": statistics.median(each),
-        **totals,
-        "kept (MB)": kept(strategy) / 1e6,
-        "peak of set-up (MB)": peak(lambda: strategy.setup(lq)) / 1e6,
-        "peak of adjustment (MB)": peak(lambda: strategy.adjust(0.5)) / 1e6,
-    }
+    calls = {name: passes(way, lq) for name, way in strategies.items()}
+    setups, each = ({name: [] for name in strategies} for _ in range(2))
+    for times, repeats in ((setups, 5), (each, max(counts))):
+        for n in range(repeats):
+            for name, way in strategies.items():
+                start = _now()
+                way.setup(lq) if times is setups else way.adjust((n + 1) % 11 / 10)
+                times[name].append(_now() - start)
+    rows = {}
+    for name, way in strategies.items():
+        setup = statistics.median(setups[name])
+        rows[name] = {
+            "set-up": formula(calls[name][0]),
+            "adjustment": formula(calls[name][1]),
+            "set-up (s)": setup,
+            "adjustment (s)": statistics.median(each[name]),
+            **{f"N = {n} (s)": setup + sum(each[name][:n]) for n in counts},
+            f"calls at N = {max(counts)}": sum(way.calls.values()),
+            "kept (MB)": kept(way) / 1e6,
+            "peak of set-up (MB)": peak(lambda way=way: way.setup(lq)) / 1e6,
+            "peak of adjustment (MB)": peak(lambda way=way: way.adjust(0.5)) / 1e6,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("strategy")
 
 
 def _now() -> float:

@@ -31,6 +31,21 @@ def test_one_gamma_an_image_and_a_map():
     assert torch.equal(mixed[..., :12], A[..., :12]) and torch.equal(mixed[..., 12:], B[..., 12:])
 
 
+@pytest.mark.parametrize("gamma", [0.3, torch.rand(2, 1, 20, 24), [0.2, 0.9]])
+def test_blend_writes_where_it_is_told(gamma):
+    out = torch.full_like(A, 9.0)
+    got = Endpoints(A, B).blend(gamma, out)
+    assert got.data_ptr() == out.data_ptr() and torch.equal(out, blend(A, B, gamma))
+
+
+def test_bad_out():
+    a, b = A.clone(), B.clone()
+    for out, what in ((A[:1].clone(), "ends are"), (A.double(), "float64"), (a, "out is an end"), (b, "out is an end")):
+        with pytest.raises(ValueError, match=what):
+            blend(a, b, 0.5, out)
+    assert torch.equal(a, A) and torch.equal(b, B)
+
+
 @pytest.mark.parametrize(
     "gamma, error",
     [

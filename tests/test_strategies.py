@@ -268,7 +268,10 @@ def test_break_even_by_hand():
 
 def test_measure_counts_what_happens(model):
     strategy = control.strategies()["latent blend"](model)
-    row = costs.measure(strategy, LQ, counts=(1, 2))
+    other = control.strategies()["weight mix"](model)
+    table = costs.measure({"latent blend": strategy, "weight mix": other}, LQ, counts=(1, 2))
+    assert list(table["calls at N = 2"]) == [5, 5]  # 1 + 2 + 2 decodes; 1 + 2 x (1 + 1)
+    row = table.loc["latent blend"]
     assert row["set-up"] == "E + 2U" and row["adjustment"] == "D"
     assert 0 < row["set-up (s)"] < row["N = 1 (s)"] < row["N = 2 (s)"]
     padded = (64 + 32) * (80 + 32)
@@ -278,7 +281,7 @@ def test_measure_counts_what_happens(model):
     assert latents + x_L <= held <= latents + x_L + 1024  # two predictions share a storage
     assert row["peak of set-up (MB)"] * 1e6 > 4 * 3 * padded and row["peak of adjustment (MB)"] * 1e6 > 4 * 3 * padded
     with pytest.raises(ValueError, match="allowed: one number"):
-        costs.measure(strategy, LQ, counts=())
+        costs.measure({"latent blend": strategy}, LQ, counts=())
     assert costs.formula(NOTHING) == "0"
 
 

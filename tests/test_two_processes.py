@@ -2,10 +2,12 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from ifcsr_lib.config import ROOT
 
@@ -56,3 +58,17 @@ def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tm
     assert done.stdout.count("written: ") == 1 and done.stdout.count("step 4/4") == 1
     adapters = tmp_path / "smoke" / "adapters"
     assert {p.name for p in adapters.iterdir()} == {"fidelity.safetensors", "fidelity.json"}
+
+
+def test_sigterm_stops_both_processes_after_the_same_step(tiny_backbone, tmp_path):
+    command = [*ACCELERATE, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1", "-o", f"backbone={tiny_backbone}",
+               "steps_fidelity=3000", "checkpoint_every=3000"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert "stage1 step 1/3000" in run.stdout.readline()
+        run.send_signal(signal.SIGTERM)  # the launcher passes it on to both
+        _, text = run.communicate(timeout=120)
+    assert run.returncode and text.count("stopped by SIGTERM after step") == 1, text[-2000:]
+    (last,) = tmp_path.glob("smoke/runs/stage1-*/last.pt")
+    done = torch.load(last, weights_only=True)["step"]
+    assert 1 <= done < 3000 and f"after step {done};" in text
