@@ -52,7 +52,7 @@ class Adapters(ModelMixin, ConfigMixin):
         self = cls(settings=model.cfg.asdict(), backbone=model.source)
         self.prompt = model.prompt.detach().cpu().clone()
         parts = {f"{name}.{k}": p for name in ADAPTERS for k, p in model.adapter(name).items()}
-        self.state = {k: p.detach().float().cpu().clone() for k, p in parts.items()}
+        self.state = {k: p.detach().float().cpu().clone(memory_format=torch.contiguous_format) for k, p in parts.items()}
         return self
 
     def save_pretrained(self, save_directory: str | Path, **_) -> None:
