@@ -37,6 +37,8 @@ def browser(width=1000, height=800, downloads=None, flags=()):
         driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         try:
             driver.set_script_timeout(60)
+            # JupyterLab's current widget is the focused one, and not every headless Chromium focuses its page
+            driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
             if downloads:
                 driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
             yield driver
