@@ -66,11 +66,12 @@ def measure(strategies: Mapping, lq: Tensor, counts: tuple[int, ...] = COUNTS) -
         raise ValueError(f"counts={counts}; allowed: one number of adjustments or more, each 1 or more")
     calls = {name: passes(way, lq) for name, way in strategies.items()}
     setups, each = ({name: [] for name in strategies} for _ in range(2))
-    for times, repeats in ((setups, 5), (each, max(counts))):
+    work = [(setups, 5, lambda way, n: way.setup(lq)), (each, max(counts), lambda way, n: way.adjust((n + 1) % 11 / 10))]
+    for times, repeats, run in work:
         for n in range(repeats):
             for name, way in strategies.items():
                 start = _now()
-                way.setup(lq) if times is setups else way.adjust((n + 1) % 11 / 10)
+                run(way, n)
                 times[name].append(_now() - start)
     rows = {}
     for name, way in strategies.items():

@@ -52,13 +52,11 @@ def weights(model):
 
 
 def test_accumulation_is_the_larger_batch(tiny_cfg, crops, distance, tmp_path):
-    """Two passes of one image against one of two: only the order of float32 sums differs, which AdamW, dividing by a
-    gradient's size, enlarges where a gradient is nearly nought. Losses within 1e-5, 999 of 1000 weights, and none beyond 1e-4."""
+    """Within 1e-5: two passes of one image against one of two; only the order of float32 sums differs."""
     whole, losses = train(tiny_cfg.replace(batch=2), crops, distance, tmp_path / "a")
     parts, losses2 = train(tiny_cfg.replace(batch=1, gradient_accumulation=2), crops, distance, tmp_path / "b")
     assert losses2 == pytest.approx(losses, rel=1e-5)
-    apart = (weights(whole) - weights(parts)).abs()
-    assert apart.quantile(0.999) < 1e-5 and apart.max() < 1e-4
+    assert (weights(whole) - weights(parts)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("stage, more", [(trainer.Stage1, {}), (trainer.Stage2, {"vsd": 1.0}), (trainer.Joint, {})])
