@@ -66,6 +66,7 @@ class Config:
     csd: float = 0.0  # NOT from the paper: weight of PiSA-SR's classifier score distillation in stage 2
     csd_guidance: float = 7.5  # PiSA-SR
     csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
+    texture: float = 0.0  # NOT from the paper: weight of loss.texture_distance on x_real in stage 2
     fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
     cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
     # evaluation
@@ -140,8 +141,8 @@ RECIPES: dict[str, dict] = {
 
 _CHOICES = {
     "features": ("vgg16", "pocket"),
-    "preset": ("x4plus", "light", "mixed", "noise"),
-    "heldout_preset": ("x4plus", "light"),
+    "preset": ("x4plus", "light", "camera", "mixed", "noise"),
+    "heldout_preset": ("x4plus", "light", "camera"),
     "prior_init": ("new", "shipped"),
     "reading": ("disk", "memory"),
     "precision": ("no", "bf16"),
@@ -151,7 +152,8 @@ _CHOICES = {
 }
 _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "fixed_crops",
+    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture",
+    "fixed_crops",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}

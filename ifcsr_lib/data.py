@@ -205,16 +205,16 @@ def uniform(seed: int, index, stream: int = 3) -> Tensor:
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
     """Degrade clean patches: (N, 3, H, W) -> lq (N, 3, H/4, W/4) and x_L, its bicubic x4, (N, 3, H, W).
 
-    index: sample index of each image; with cfg.seed it fixes every random draw. cfg.preset "mixed" takes x4plus for
-    even and light for odd indices; "noise" keeps the size (`degradation.noisy`), and lq and x_L are then equal.
+    index: sample index of each image; with cfg.seed it fixes every random draw. cfg.preset "mixed" takes
+    degradation.PRESETS in turn; "noise" keeps the size (`degradation.noisy`), and lq and x_L are then equal.
     """
-    from .degradation import degrade, noisy
+    from .degradation import PRESETS, degrade, noisy
 
     index = [int(i) for i in index]
     if cfg.preset == "noise":
         lq = noisy(x_H, cfg.seed, index)
     elif cfg.preset == "mixed":
-        presets = ["light" if i % 2 else "x4plus" for i in index]
+        presets = [list(PRESETS)[i % len(PRESETS)] for i in index]
         lq = torch.cat([degrade(x, cfg.seed, p, [i]) for x, p, i in zip(x_H.split(1), presets, index, strict=True)])
     else:
         lq = degrade(x_H, seed=cfg.seed, preset=cfg.preset, index=index)

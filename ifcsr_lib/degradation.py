@@ -65,6 +65,12 @@ PRESETS = {
         Round(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)),
         Round(0.5, (0.2, 1.5), (0.3, 0.4, 0.3), (0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100)),
     ),
+    # ours: what a lens does to a photograph that was kept well, which the other two never leave free of noise or JPEG
+    "camera": Preset(
+        Round(1.0, (0.2, 3.0), (0.0, 0.5, 0.5), (0.5, 1.0), (0.1, 2.0), (0.01, 0.1), (95, 100)),
+        Round(0.2, (0.2, 1.5), (0.0, 0.5, 0.5), (0.6, 1.0), (0.1, 2.0), (0.01, 0.1), (92, 100)),
+        p_last_sinc=0.2,
+    ),
 }
 
 

@@ -38,6 +38,7 @@ from .loss import (
     hinge,
     score_distillation,
     specialised_loss,
+    texture_distance,
 )
 from .models import ADAPTERS, IFCSR, new
 from .results import _config, atomic, provenance, require, sha256, write_sidecar
@@ -422,8 +423,8 @@ class Stage1(_Stage):
 class Stage2(_Stage):
     """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen.
 
-    Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.vsd and cfg.csd (score distillation on its
-    latents, see `distil`).
+    Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.texture (loss.texture_distance on it), cfg.vsd
+    and cfg.csd (score distillation on its latents, see `distil`).
     prompt: (1, T, D), what cfg.csd guides to; default cfg.csd_prompt through the backbone's text encoder.
     """
 
@@ -462,6 +463,10 @@ class Stage2(_Stage):
             # not from the paper: x_real alone faces the judge, which has one optimiser with phi and its own loss
             maker, judge = hinge(self.judge, x_real, x_H)
             loss, logs["judge"] = loss + self.cfg.adversarial * maker + judge, judge.item()
+        if self.cfg.texture:
+            with _float32(x_H.device):
+                texture = texture_distance(x_real, x_H)
+            loss, logs["texture"] = loss + self.cfg.texture * texture, texture.item()
         if self.cfg.vsd or self.cfg.csd:
             extra, terms = self.distil(z_real.float(), _draw(batch))
             loss, logs = loss + extra, logs | terms

@@ -36,7 +36,7 @@ def test_profile_from_the_environment(monkeypatch):
         (dict(overrides={"lr": float("nan")}), "finite"),
         (dict(overrides={"lr": 0}), "more than 0"),
         (dict(overrides={"patch": 100}), "multiples of 32"),
-        (dict(overrides={"preset": "heavy"}), "x4plus, light, mixed"),
+        (dict(overrides={"preset": "heavy"}), "x4plus, light, camera, mixed"),
         (dict(overrides={"seed": 3}), "own parameter"),
         (dict(overrides=["k"]), "dict"),
     ],

@@ -159,8 +159,17 @@ def _close(hits, p):
     assert abs(hits.mean() - p) <= 4.5 * math.sqrt(p * (1 - p) / len(hits)), (hits.mean(), p, len(hits))
 
 
-@pytest.mark.parametrize(("preset", "second_blur"), [("x4plus", 0.8), ("light", 0.5)])
-def test_branch_frequencies(plans, preset, second_blur):
+# chances of a second blur, of growing and of keeping the size in each round, and of the last sinc
+CHANCES = {
+    "x4plus": (0.8, (0.2, 0.1), (0.3, 0.3), 0.8),
+    "light": (0.5, (0.2, 0.1), (0.3, 0.3), 0.8),
+    "camera": (0.2, (0, 0.5), (0, 0.5), 0.2),
+}
+
+
+@pytest.mark.parametrize("preset", CHANCES)
+def test_branch_frequencies(plans, preset):
+    second_blur, *resizes, last_sinc = CHANCES[preset]
     drawn = plans[preset]
     firsts, seconds = [p.first for p in drawn], [p.second for p in drawn]
     assert all(part.kernel is not None for part in firsts)
@@ -171,7 +180,7 @@ def test_branch_frequencies(plans, preset, second_blur):
               "plateau aniso": 0.03}  # fmt: skip
     for kind, p in shapes.items():
         _close((b == kind for b in blurs if b != "sinc"), p)
-    for parts, up, keep in ((firsts, 0.2, 0.1), (seconds, 0.3, 0.3)):
+    for parts, (up, keep) in zip((firsts, seconds), resizes, strict=True):
         _close((part.scale > 1 for part in parts), up)
         _close((part.scale == 1 for part in parts), keep)
         _close((part.noise == "gaussian" for part in parts), 0.5)
@@ -180,16 +189,17 @@ def test_branch_frequencies(plans, preset, second_blur):
             _close((part.mode == mode for part in parts), 1 / 3)
     for mode in deg.MODES:
         _close((p.last_mode == mode for p in drawn), 1 / 3)
-    _close((p.last_kernel is not None for p in drawn), 0.8)
+    _close((p.last_kernel is not None for p in drawn), last_sinc)
     _close((p.jpeg_last for p in drawn), 0.5)
     sizes = [int((k.diagonal() != 0).sum()) for k in (p.last_kernel for p in drawn) if k is not None]
     for size in range(7, 22, 2):
         _close((s == size for s in sizes), 1 / 8)
 
 
-RANGES = {  # peers.md 3, written out again: scale, sigma, Poisson, quality
+RANGES = {  # peers.md 3 and README D10, written out again: scale, sigma, Poisson, quality
     "x4plus": (((0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)), ((0.3, 1.2), (1, 25), (0.05, 2.5), (30, 95))),
     "light": (((0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)), ((0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100))),
+    "camera": (((0.5, 1.0), (0.1, 2), (0.01, 0.1), (95, 100)), ((0.6, 1.0), (0.1, 2), (0.01, 0.1), (92, 100))),
 }
 
 
@@ -205,6 +215,9 @@ def test_draws_fill_their_ranges(plans, preset):
             ([q.quality for q in parts], quality),
         ]
         for values, (low, high) in draws:
+            if low == high:
+                assert not values  # the preset never enlarges
+                continue
             assert stats.kstest(values, "uniform", (low, high - low)).pvalue > 1e-5
 
 
@@ -391,7 +404,7 @@ def _hq():
         (_hq() / 0, {}, ValueError, "NaN"),
         (_hq()[..., :60], {}, ValueError, "64"),
         (torch.rand(1, 3, 66, 64), {}, ValueError, "multiples of 4"),
-        (_hq(), {"preset": "x4"}, ValueError, "x4plus, light"),
+        (_hq(), {"preset": "x4"}, ValueError, "x4plus, light, camera"),
         (_hq(), {"seed": -1}, ValueError, "0 or more"),
         (_hq(), {"seed": 1.5}, TypeError, "integer"),
         (_hq(), {"seed": "1"}, TypeError, "integer"),

@@ -1,9 +1,11 @@
 """E4-E6 in numbers, and the LPIPS form of the layer distances against the reference implementation."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ifcsr_lib.config import resolve
 from ifcsr_lib.loss import (
@@ -15,6 +17,7 @@ from ifcsr_lib.loss import (
     feature_distance,
     lpips_lins,
     specialised_loss,
+    texture_distance,
 )  # fmt: skip
 
 
@@ -85,3 +88,23 @@ def test_the_shipped_features_order_damage():
     blurred = [torch.nn.functional.avg_pool2d(x, s, 1, s // 2, count_include_pad=False) for s in (3, 7)]
     near, far = (distance(b, x) for b in blurred)
     assert (far > near).all() and (near > 0).all()
+
+
+def test_texture_distance_measures_strength_and_not_place():
+    """Twice the contrast is log 2 away, a shift of brightness nothing, and another draw of a texture is nearer than none."""
+    g = torch.Generator().manual_seed(0)
+    grain = 0.05 * torch.randn(2, 1, 3, 64, 64, generator=g)
+    x, other = 0.5 + grain
+    assert texture_distance(x + 0.1, x).item() < 1e-4
+    assert texture_distance(0.5 + 2 * grain[0], x).item() == pytest.approx(math.log(2), rel=0.01)
+    flat = torch.full_like(x, 0.5)
+    assert F.mse_loss(flat, x) < F.mse_loss(other, x)  # an error at every pixel prefers nothing to the wrong grain
+    assert texture_distance(other, x).item() < 0.25 * texture_distance(flat, x).item()
+
+
+def test_texture_distance_sees_a_grid():
+    """A faint pattern of 4 pixels on a flat image, which the feature maps overlook, costs as much as it is strong."""
+    x = torch.full((1, 3, 64, 64), 0.5)
+    grid = x + 0.02 * (torch.arange(64) % 4 == 0)
+    weak = x + 0.01 * (torch.arange(64) % 4 == 0)
+    assert texture_distance(grid, x) > texture_distance(weak, x) > 0.05

@@ -155,11 +155,11 @@ def test_processes_that_found_different_checkpoints_do_not_start(tiny_cfg, crops
         trainer.train(trainer.Stage1(models.new(tiny_cfg), distance()), crops, tiny_cfg, tmp_path, steps=1)
 
 
-def test_mixed_is_x4plus_for_even_and_light_for_odd_indices(tiny_cfg, crops):
-    x_H = torch.stack([crops[i]["x_H"] for i in (4, 5)])
-    mixed = low_quality(x_H, tiny_cfg.replace(preset="mixed"), [4, 5])
-    for i, preset in enumerate(("x4plus", "light")):
-        alone = low_quality(x_H[i : i + 1], tiny_cfg.replace(preset=preset), [4 + i])
+def test_mixed_takes_the_presets_in_turn(tiny_cfg, crops):
+    x_H = torch.stack([crops[i]["x_H"] for i in (3, 4, 5)])
+    mixed = low_quality(x_H, tiny_cfg.replace(preset="mixed"), [3, 4, 5])
+    for i, preset in enumerate(("x4plus", "light", "camera")):
+        alone = low_quality(x_H[i : i + 1], tiny_cfg.replace(preset=preset), [3 + i])
         assert all(torch.equal(a[i : i + 1], b) for a, b in zip(mixed, alone, strict=True))
 
 
