@@ -39,7 +39,7 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split())[:600] or type(error).__name__
 
 
-_MODEL = '"pocket" (default) or "pocket-vsd", both shipped, a saved folder, or a hub id'
+_MODEL = '"pocket" (default) or "pocket-texture", both shipped, a saved folder, or a hub id'
 
 
 def _parser() -> argparse.ArgumentParser:

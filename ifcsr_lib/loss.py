@@ -115,10 +115,12 @@ def score_distillation(z: Tensor, wanted: Tensor, own: Tensor) -> Tensor:
 def texture_distance(x: Tensor, x_H: Tensor) -> Tensor:
     """mean |log e(x) - log e(x_H)|, e the local energy of fine structure; a scalar, not from the paper.
 
-    x, x_H: (N, 3, H, W), RGB, [0, 1] (x may overshoot); gradients flow to x only. e is the root mean square, in windows of 8 x 8
-    pixels every 4, of each of the eight 3 x 3 DCT filters that see no constant, on luma and two opponent colours, at full and
-    half size, with one 8-bit level added in squares. Where the texture went is no part of it: an error at every pixel is
-    least for the mean of all textures that are possible, which is flat; this one is least for their median strength.
+    x, x_H: (N, 3, H, W), RGB, [0, 1] (x may overshoot); gradients flow to x only. Sides of at least 20 pixels. e is the root mean
+    square, in windows of 8 x 8 pixels every 4, of each of the eight 3 x 3 DCT filters that see no constant, on luma and two
+    opponent colours, at full and half size, with one 8-bit level added in squares; and of the full size's three taps 4 pixels
+    apart, along rows and along columns, which answer to a pattern with a decoder's period and to little else. Where a texture
+    went is no part of e: an error at every pixel is least for the mean of all textures that are possible, which is flat; this
+    one is least for their median strength.
     Source of the idea: Laws' texture energy (1980), and comparing statistics of patches in place of pixels, EnhanceNet
     (Sajjadi et al. 2017).
     """
@@ -132,12 +134,11 @@ def _texture_energy(x: Tensor) -> list[Tensor]:
     dct = F.normalize(torch.cos((2 * i + 1) * i[:, None] * (torch.pi / 6)), dim=1)  # rows: constant, slope, curve
     bank = torch.einsum("uy,vx->uvyx", dct, dct).flatten(0, 1)[1:].unsqueeze(1).repeat(3, 1, 1, 1).to(x)  # (24, 1, 3, 3)
     opponent = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1).to(x)
-    x, out = torch.einsum("oc,nchw->nohw", opponent, x), []
-    for _ in range(2):
-        energy = F.avg_pool2d(F.conv2d(x, bank, groups=3).square(), 8, 4)
-        out.append(0.5 * (energy + 1 / 255**2).log())
-        x = F.avg_pool2d(x, 2)
-    return out
+    x = torch.einsum("oc,nchw->nohw", opponent, x)
+    full, half = (F.conv2d(y, bank, groups=3) for y in (x, F.avg_pool2d(x, 2)))
+    taps = torch.full((24, 1, 1, 3), 3**-0.5).to(x)
+    combs = [F.conv2d(full, t, groups=24, dilation=4) for t in (taps, taps.mT)]
+    return [0.5 * (F.avg_pool2d(r.square(), 8, 4) + 1 / 255**2).log() for r in (full, *combs, half)]
 
 
 class PocketFeatures(nn.Module):

@@ -24,7 +24,7 @@ from .images import check_images, upsample
 from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
-SHIPPED = {"pocket": POCKET / "adapters", "pocket-vsd": POCKET / "adapters_vsd"}
+SHIPPED = {"pocket": POCKET / "adapters", "pocket-texture": POCKET / "adapters_texture"}
 
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
@@ -333,8 +333,8 @@ def load(
 ) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" or "pocket-vsd" (both shipped; the second's realism end learned with score distillation, which is not from
-        the paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
+    name: "pocket" or "pocket-texture" (both shipped; the second's realism end learned with loss.texture_distance, which is not
+        from the paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
         vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
