@@ -211,7 +211,7 @@ def test_both_shipped_models_share_the_fidelity_end():
     a, b = (models.load(name, "cpu") for name in models.SHIPPED)
     same = {name: all(torch.equal(p, q) for p, q in zip(a.adapter(name).values(), b.adapter(name).values(), strict=True))
             for name in models.ADAPTERS}  # fmt: skip
-    assert same == {"fidelity": True, "realism": False} and b.cfg.vsd and not a.cfg.vsd
+    assert same == {"fidelity": True, "realism": False} and b.cfg.texture and not a.cfg.texture
 
 
 def test_unknown_names_have_one_clear_error(monkeypatch):
