@@ -67,6 +67,7 @@ class Config:
     csd_guidance: float = 7.5  # PiSA-SR
     csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
     texture: float = 0.0  # NOT from the paper: weight of loss.texture_distance on x_real in stage 2
+    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2
     fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
     cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
     # evaluation
@@ -152,7 +153,8 @@ _CHOICES = {
 }
 _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "fixed_crops",
+    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance",
+    "fixed_crops",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}

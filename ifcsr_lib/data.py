@@ -158,9 +158,9 @@ def training_crops(cfg: Config) -> Dataset:
     """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
 
     cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops. With
-    cfg.fixed_crops the first so many of them, again and again.
+    cfg.fixed_crops the first so many of them, again and again. Worker processes (cfg.workers) degrade them, too.
     """
-    crops = _endless_crops(cfg)
+    crops = Degraded(_endless_crops(cfg), cfg) if cfg.workers else _endless_crops(cfg)
     return Repeated(crops, cfg.fixed_crops) if cfg.fixed_crops else crops
 
 
@@ -176,6 +176,20 @@ def _endless_crops(cfg: Config) -> Dataset:
     if paths[0].suffix == ".tar":
         raise ValueError(f"training_set={cfg.training_set!r} are shards and reading='memory'; set reading='disk'")
     return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
+
+
+class Degraded(Dataset):
+    """Crops with their "x_L" (`low_quality`), made where the crop is read: in the worker processes, beside a GPU at work."""
+
+    def __init__(self, samples: Dataset, cfg: Config):
+        self.samples, self.cfg = samples, cfg
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> dict:
+        sample = self.samples[i]
+        return {**sample, "x_L": low_quality(sample["x_H"][None], self.cfg, [sample["index"]])[1][0]}
 
 
 class Repeated(Dataset):
@@ -194,7 +208,7 @@ class Repeated(Dataset):
 def normal(seed: int, index, shape, stream: int = 2) -> Tensor:
     """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i], stream) alone."""
     draws = [np.random.default_rng([seed, int(i), stream]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
-    return torch.from_numpy(np.stack(draws))
+    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
 
 
 def uniform(seed: int, index, stream: int = 3) -> Tensor:

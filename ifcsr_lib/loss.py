@@ -68,37 +68,46 @@ def _unit(f: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """The judge of cfg.adversarial (not from the paper): a small head on each of the five frozen maps of a FeatureDistance.
+    """The judge of cfg.adversarial (not from the paper): a patch network on pixels, about 30 of them wide, every layer but the
+    last divided by its largest singular value.
 
-    (N, 3, H, W) in [0, 1] -> five maps of logits (N, 1, h_l, w_l), above 0 for what looks like a photograph. Only the heads
-    train, so that it tells apart after tens of steps. Source of the idea: Projected GAN (Sauer et al. 2021).
+    (N, 3, H, W) in [0, 1] -> logits (N, 1, ~H/8, ~W/8), above 0 for what looks like a photograph. It stays near a coin's
+    loss for hundreds of steps, which phi can follow; judges that see more win in tens of steps and teach nothing
+    (results/pocket/LOG.md). Source of the ideas: PatchGAN (Isola et al. 2017), spectral normalisation (Miyato et al. 2018).
     """
 
-    def __init__(self, distance: FeatureDistance, width: int = 32):
+    def __init__(self, width: int = 32):
         super().__init__()
-        self.features = [distance.net]  # in a list: not a part of this module's weights
-        channels = [getattr(distance, f"lin{i}").shape[1] for i in range(L)]
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(c, width, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2),
-                nn.Conv2d(width, 1, 1),
-            )
-            for c in channels
-        )  # fmt: skip
+        widths = (3, width, 2 * width, 3 * width, 4 * width)
+        layers = [_Bounded(a, b, 4, 2 if i else 1, 1) for i, (a, b) in enumerate(itertools.pairwise(widths))]
+        self.pixels = nn.Sequential(
+            *itertools.chain.from_iterable((layer, nn.LeakyReLU(0.2)) for layer in layers), nn.Conv2d(widths[-1], 1, 3, padding=1)
+        )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = self.features[0](x)
-        return [head(_unit(f) * f.shape[1] ** 0.5) for head, f in zip(self.heads, maps, strict=True)]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pixels(2 * x - 1)
+
+
+class _Bounded(nn.Conv2d):
+    """A convolution by its weight over the weight's largest singular value, from twenty power iterations (a state between
+    steps, as torch's spectral_norm keeps, would be one more thing to resume)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight.flatten(1)
+        with torch.no_grad():
+            v = w.sum(0)
+            for _ in range(20):
+                u = F.normalize(w @ v, dim=0)
+                v = F.normalize(w.mT @ u, dim=0)
+        return self._conv_forward(x, self.weight / (u @ w @ v), self.bias)
 
 
 def hinge(net: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss of the image's maker, loss of the discriminator), means over each depth's logits and then over the depths; each
-    trains its own side only."""
+    """(loss of the image's maker, loss of the discriminator), means over the logits; each trains its own side only."""
     net.requires_grad_(False)
-    maker = torch.stack([-m.mean() for m in net(fake)]).mean()
+    maker = -net(fake).mean()
     net.requires_grad_(True)
-    pairs = zip(net(real), net(fake.detach()), strict=True)
-    return maker, torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
+    return maker, F.relu(1 - net(real)).mean() + F.relu(1 + net(fake.detach())).mean()
 
 
 def score_distillation(z: Tensor, wanted: Tensor, own: Tensor) -> Tensor:
@@ -130,15 +139,24 @@ def texture_distance(x: Tensor, x_H: Tensor) -> Tensor:
 
 
 def _texture_energy(x: Tensor) -> list[Tensor]:
-    i = torch.arange(3.0)
-    dct = F.normalize(torch.cos((2 * i + 1) * i[:, None] * (torch.pi / 6)), dim=1)  # rows: constant, slope, curve
-    bank = torch.einsum("uy,vx->uvyx", dct, dct).flatten(0, 1)[1:].unsqueeze(1).repeat(3, 1, 1, 1).to(x)  # (24, 1, 3, 3)
-    opponent = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1).to(x)
-    x = torch.einsum("oc,nchw->nohw", opponent, x)
-    full, half = (F.conv2d(y, bank, groups=3) for y in (x, F.avg_pool2d(x, 2)))
+    x = _opponent(x)
+    full, half = _fine_structure(x), _fine_structure(F.avg_pool2d(x, 2))
     taps = torch.full((24, 1, 1, 3), 3**-0.5).to(x)
     combs = [F.conv2d(full, t, groups=24, dilation=4) for t in (taps, taps.mT)]
     return [0.5 * (F.avg_pool2d(r.square(), 8, 4) + 1 / 255**2).log() for r in (full, *combs, half)]
+
+
+def _opponent(x: Tensor) -> Tensor:
+    """RGB (N, 3, H, W) -> luma and two opponent colours, each a unit vector of RGB."""
+    return torch.einsum("oc,nchw->nohw", F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1).to(x), x)
+
+
+def _fine_structure(x: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 24, H - 2, W - 2): the eight 3 x 3 DCT filters that see no constant, on each channel."""
+    i = torch.arange(3.0)
+    dct = F.normalize(torch.cos((2 * i + 1) * i[:, None] * (torch.pi / 6)), dim=1)  # rows: constant, slope, curve
+    bank = torch.einsum("uy,vx->uvyx", dct, dct).flatten(0, 1)[1:].unsqueeze(1).repeat(3, 1, 1, 1).to(x)  # (24, 1, 3, 3)
+    return F.conv2d(x, bank, groups=3)
 
 
 class PocketFeatures(nn.Module):

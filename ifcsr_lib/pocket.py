@@ -109,8 +109,10 @@ class Prior:
         n = round(cfg.prior_restoring * len(x_H))
         with torch.no_grad():
             z_H = self._encode(x_H)
-            z_L = self._encode(low_quality(x_H[:n], cfg, index[:n])[1]) if n else z_H[:0]
-        noise = normal(cfg.seed, index, z_H.shape[1:]).to(z_H)[n:]
+            z_L = z_H[:0]
+            if n:
+                z_L = self._encode(batch["x_L"][:n] if "x_L" in batch else low_quality(x_H[:n], cfg, index[:n])[1])
+        noise = normal(cfg.seed, index[n:], z_H.shape[1:]).to(z_H)
         t = (cfg.timestep + 1 + (999 - cfg.timestep) * uniform(cfg.seed, index)).long()
         t[:n] = cfg.timestep
         t = t.to(z_H.device)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from diffusers import AutoencoderTiny
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
@@ -378,9 +379,11 @@ class _Stage:
     def inputs(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x_H = batch["x_H"]
         with _float32(x_H.device):
-            _, x_L = low_quality(x_H, self.cfg, batch["index"])
+            x_L = batch["x_L"] if "x_L" in batch else low_quality(x_H, self.cfg, batch["index"])[1]
         factor = self.model.vae_factor
         shape = (self.model.unet.config.in_channels, x_H.shape[-2] // factor, x_H.shape[-1] // factor)
+        if isinstance(self.model.vae, AutoencoderTiny):  # has no posterior, so `encode` ignores it
+            return x_H, x_L, x_H.new_zeros(len(x_H), *shape)
         return x_H, x_L, normal(self.cfg.seed, batch["index"], shape).to(x_H)
 
     def gamma(self, batch: dict) -> torch.Tensor:
@@ -423,8 +426,8 @@ class Stage1(_Stage):
 class Stage2(_Stage):
     """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen.
 
-    Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.texture (loss.texture_distance on it), cfg.vsd
-    and cfg.csd (score distillation on its latents, see `distil`).
+    Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.texture (loss.texture_distance on it),
+    cfg.equivariance (see `moved`), cfg.vsd and cfg.csd (score distillation on its latents, see `distil`).
     prompt: (1, T, D), what cfg.csd guides to; default cfg.csd_prompt through the backbone's text encoder.
     """
 
@@ -438,7 +441,7 @@ class Stage2(_Stage):
         if self.cfg.adversarial:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.cfg.seed)
-                self.judge = Discriminator(distance)
+                self.judge = Discriminator()
         self.cache = self._cache() if self.cfg.cache_fidelity else None
 
     def modules(self):
@@ -461,16 +464,33 @@ class Stage2(_Stage):
         logs = {}
         if self.judge is not None:
             # not from the paper: x_real alone faces the judge, which has one optimiser with phi and its own loss
-            maker, judge = hinge(self.judge, x_real, x_H)
+            with _float32(x_H.device):
+                maker, judge = hinge(self.judge, x_real, x_H)
             loss, logs["judge"] = loss + self.cfg.adversarial * maker + judge, judge.item()
         if self.cfg.texture:
             with _float32(x_H.device):
                 texture = texture_distance(x_real, x_H)
             loss, logs["texture"] = loss + self.cfg.texture * texture, texture.item()
+        if self.cfg.equivariance:
+            gap = self.moved(x_L, x_real, _draw(batch))
+            loss, logs["equivariance"] = loss + self.cfg.equivariance * gap, gap.item()
         if self.cfg.vsd or self.cfg.csd:
             extra, terms = self.distil(z_real.float(), _draw(batch))
             loss, logs = loss + extra, logs | terms
         return loss, logs | {"paper": paper.item()} if logs else {}
+
+    def moved(self, x_L: torch.Tensor, x_real: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+        """mean |f_phi(T x_L) - T x_real|, T a move by less than a latent cell; a scalar, not from the paper.
+
+        Half of the batch (at least one image) is cut anew, 0 to vae_factor - 1 pixels further along each side, an eighth at
+        every edge left out. A pattern that sits on the lattice of the latents stays where it was, and is what this counts.
+        """
+        n, half = x_L.shape[-1] - self.model.multiple, max(1, len(x_L) // 2)
+        step = (uniform(self.cfg.seed, draw[:1], stream=6) * (self.model.vae_factor**2 - 1)).int().item() + 1
+        top, left = (self.model.multiple // 2 + s for s in divmod(step, self.model.vae_factor))
+        here = (slice(half), slice(None), slice(top, top + n), slice(left, left + n))
+        gap = self.model.restore(x_L[here].contiguous(memory_format=torch.channels_last), "realism") - x_real[here]
+        return gap[..., n // 8 : -n // 8, n // 8 : -n // 8].float().abs().mean()
 
     def fidelity(self, z_L: torch.Tensor, x_L: torch.Tensor) -> torch.Tensor:
         """x_fid of a batch, from the cache when all of it is there; theta is fixed, and the files are named after x_L."""

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from ifcsr_lib.config import resolve
 from ifcsr_lib.loss import (
     POCKET_FEATURES,
+    Discriminator,
     FeatureDistance,
     PocketFeatures,
     VGG16Features,
     depth_weights,
     feature_distance,
+    hinge,
     lpips_lins,
     specialised_loss,
     texture_distance,
@@ -108,3 +110,31 @@ def test_texture_distance_sees_a_grid():
     tile = 0.05 * torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     grid = 0.5 + tile.repeat(1, 1, 16, 16)
     assert texture_distance(grid, x).item() > 2 * texture_distance(other, x).item()
+
+
+def test_the_bounded_layers_of_the_judge_stretch_by_one():
+    """Whatever the weights' scale: the matrix of one window, entry by entry, has the largest singular value 1."""
+    torch.manual_seed(0)
+    bounded = [layer for layer in Discriminator(8).pixels if isinstance(layer, torch.nn.Conv2d)][:-1]
+    assert len(bounded) == 4
+    for layer in bounded:
+        with torch.no_grad():
+            layer.weight.mul_(10)
+            layer.bias.zero_()
+            layer.padding = (0, 0)
+            windows = torch.eye(layer.weight[0].numel()).view(-1, *layer.weight[0].shape)
+            assert torch.linalg.matrix_norm(layer(windows).flatten(1), 2).item() == pytest.approx(1, abs=0.15)
+
+
+def test_the_judge_learns():
+    """Both sides' losses are a coin's at first; trained alone against images without grain, the judge wins."""
+    torch.manual_seed(0)
+    judge, smooth = Discriminator(8), torch.nn.functional.interpolate(torch.rand(64, 3, 8, 8), size=(32, 32), mode="bilinear")
+    optimiser, losses = torch.optim.AdamW(judge.parameters(), lr=5e-3), []
+    for i in range(48):
+        real = smooth[i : i + 8] + 0.2 * torch.randn(8, 3, 32, 32)
+        losses.append(hinge(judge, smooth[i + 8 : i + 16], real)[1])
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[0].item() == pytest.approx(2, abs=0.1) and losses[-1].item() < 1

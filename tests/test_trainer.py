@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ifcsr_lib import models, trainer
+from ifcsr_lib import data, models, trainer
 from ifcsr_lib.data import Crops, low_quality
 from ifcsr_lib.loss import FeatureDistance, PocketFeatures, hinge
 
@@ -113,7 +113,6 @@ def test_the_adversarial_switch_is_off_by_default_and_adds_only_to_phi(tiny_cfg,
     model = models.new(cfg)
     before, stage = snapshot(model), trainer.Stage2(model, distance())
     judge = {k: v.clone() for k, v in stage.judge.named_parameters()}
-    assert all(k.startswith("heads.") for k in judge)  # the feature network under them is shared and frozen
     history = trainer.train(stage, crops, cfg, tmp_path, steps=2)
     assert {k.split(".")[-2] for k in moved(model, before)} == {"realism"}
     assert any(not torch.equal(v, judge[k]) for k, v in stage.judge.named_parameters())
@@ -126,6 +125,28 @@ def test_the_adversarial_switch_is_off_by_default_and_adds_only_to_phi(tiny_cfg,
     fake = torch.rand(1, 3, 64, 64, requires_grad=True)
     hinge(stage.judge, fake, torch.rand(1, 3, 64, 64))[1].backward()
     assert fake.grad is None and any(p.grad is not None and p.grad.any() for p in stage.judge.parameters())
+
+
+def test_equivariance_counts_what_stays_on_the_lattice(tiny_cfg, crops):
+    """NOT from the paper. A result that moves with its input costs nothing, one with a pattern of a cell's period does."""
+    stage = trainer.Stage2(models.new(tiny_cfg), distance())
+    x_L, cell = torch.rand(2, 3, 128, 128), stage.model.vae_factor
+    for strength in (0.0, 0.1):
+        tile = strength * torch.rand(1, 3, cell, cell, generator=torch.Generator().manual_seed(0))
+        stage.model.restore = lambda x, adapter, t=tile: x + t.repeat(1, 1, x.shape[-2] // cell, x.shape[-1] // cell)
+        gaps = [stage.moved(x_L, stage.model.restore(x_L, "realism"), torch.tensor([i])).item() for i in range(20)]
+        assert max(gaps) < 1e-6 if strength == 0 else min(gaps) > 0.01
+
+
+def test_worker_processes_degrade_and_change_no_bit(tiny_cfg, crops):
+    cfg = tiny_cfg.replace(preset="mixed")
+    samples = [data.Degraded(crops, cfg)[i] for i in (3, 4, 5)]
+    _, x_L = low_quality(torch.stack([s["x_H"] for s in samples]), cfg, [3, 4, 5])
+    assert torch.equal(torch.stack([s["x_L"] for s in samples]), x_L)
+    stage, batch = trainer.Stage1(models.new(cfg), distance()), torch.utils.data.default_collate(samples)
+    plain = {k: v for k, v in batch.items() if k != "x_L"}
+    assert stage.loss(batch)[0].item() == stage.loss(plain)[0].item()
+    assert torch.equal(stage.inputs({**batch, "x_L": x_L.flip(0)})[1], x_L.flip(0)), "what the worker made is what is used"
 
 
 def test_any_error_leaves_the_last_whole_step(tiny_cfg, crops, tmp_path):

@@ -127,7 +127,9 @@ def test_score_distillation_has_its_gradient():
     assert torch.allclose(z.grad, ((own - wanted) / size / z.numel()).detach(), atol=1e-8)
 
 
-@pytest.mark.parametrize("field, moving", [("vsd", {"realism", "score"}), ("csd", {"realism"}), ("texture", {"realism"})])
+@pytest.mark.parametrize(
+    "field, moving", [("vsd", {"realism", "score"}), ("csd", {"realism"}), ("texture", {"realism"}), ("equivariance", {"realism"})]
+)
 def test_switches_of_stage_two(field, moving, tiny_cfg, crops, distance, tmp_path):
     """NOT from the paper, off by default; on, theta stays, and VSD's third adapter is in no saved model."""
     assert models.new(tiny_cfg).adapters == ("fidelity", "realism")
