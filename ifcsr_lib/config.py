@@ -58,7 +58,7 @@ class Config:
     gradient_accumulation: int = 1  # passes of `batch` images a step: 4 x batch 1 is the paper's batch 4
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
-    workers: int = 0  # processes that read and crop photographs; 0: the training process itself
+    workers: int = 0  # processes that read, crop and degrade photographs; 0: the training process itself
     log_every: int = 0  # steps between the sample strips in TensorBoard; 0: no log at all
     # NOT from the paper, all off by default
     ema: float = 0.0  # NOT from the paper: decay of an average of the trained weights, which the run ends with
