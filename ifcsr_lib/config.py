@@ -153,8 +153,7 @@ _CHOICES = {
 }
 _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance",
-    "fixed_crops",
+    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance", "fixed_crops",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}

@@ -68,7 +68,7 @@ def _unit(f: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """The judge of cfg.adversarial (not from the paper): a patch network on pixels, about 30 of them wide, every layer but the
+    """The judge of cfg.adversarial (not from the paper): a patch network on pixels, 41 of them wide, every layer but the
     last divided by its largest singular value.
 
     (N, 3, H, W) in [0, 1] -> logits (N, 1, ~H/8, ~W/8), above 0 for what looks like a photograph. It stays near a coin's

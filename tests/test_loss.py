@@ -127,7 +127,7 @@ def test_the_bounded_layers_of_the_judge_stretch_by_one():
 
 
 def test_the_judge_learns():
-    """Both sides' losses are a coin's at first; trained alone against images without grain, the judge wins."""
+    """Its loss is a coin's at first; trained alone against images without grain, it wins."""
     torch.manual_seed(0)
     judge, smooth = Discriminator(8), torch.nn.functional.interpolate(torch.rand(64, 3, 8, 8), size=(32, 32), mode="bilinear")
     optimiser, losses = torch.optim.AdamW(judge.parameters(), lr=5e-3), []
