@@ -138,6 +138,25 @@ def texture_distance(x: Tensor, x_H: Tensor) -> Tensor:
     return torch.stack([F.l1_loss(e, w) for e, w in zip(_texture_energy(x), wanted, strict=True)]).mean()
 
 
+def coarse(x: Tensor) -> Tensor:
+    """What a cell of 4 x 4 pixels can hold of x (N, 3, H, W): means over 4, then 2 pixels a side. Nothing of period 4 or 2 is left."""
+    window = torch.tensor([1.0, 2, 2, 2, 1]).to(x) / 8
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), (window[:, None] * window).expand(3, 1, 5, 5), groups=3)
+
+
+def lattice_share(x: Tensor, cell: int) -> Tensor:
+    """How much of x's fine structure repeats from cell to cell: sum P^2 / sum (x - coarse(x))^2; a scalar from 0 to 1, not from
+    the paper.
+
+    x: (N, 3, H, W), sides of at least 8 cells of `cell` pixels. P: the mean cell of each window of 8 x 8 cells. A pattern with
+    the period of the cells has 1, white noise 1/64.
+    """
+    side = 8 * cell
+    h, w = x.shape[-2] // side * side, x.shape[-1] // side * side
+    fine = (x - coarse(x))[..., :h, :w].reshape(len(x), 3, h // side, 8, cell, w // side, 8, cell)
+    return fine.mean((3, 6)).square().mean() / fine.square().mean().clamp_min(1e-8)
+
+
 def _texture_energy(x: Tensor) -> list[Tensor]:
     x = _opponent(x)
     full, half = _fine_structure(x), _fine_structure(F.avg_pool2d(x, 2))

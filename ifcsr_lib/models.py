@@ -21,6 +21,7 @@ from .config import Config, resolve
 from .control import Endpoints
 from .data import POCKET
 from .images import check_images, upsample
+from .loss import coarse
 from .results import atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
@@ -57,6 +58,8 @@ class IFCSR(nn.Module):
                     ),
                     adapter_name=name,
                 )
+            self.grain = Grain() if cfg.grain else None
+        self.parts = ADAPTERS + (("grain",) if cfg.grain else ())  # what is trained, and saved
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
         self._active = self._chosen = None
         self.train_only()
@@ -65,15 +68,18 @@ class IFCSR(nn.Module):
         self.eval()
 
     def adapter(self, name: str) -> dict[str, nn.Parameter]:
-        """The LoRA weights of "fidelity" or "realism", {key in the saved file: parameter}."""
-        if name not in self.adapters:
-            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(self.adapters)}")
+        """The LoRA weights of "fidelity" or "realism", or those of "grain" (cfg.grain), {key in the saved file: parameter}."""
+        allowed = dict.fromkeys((*self.adapters, *self.parts))
+        if name not in allowed:
+            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(allowed)}")
+        if name == "grain":
+            return dict(self.grain.named_parameters())
         mark = f".{name}."
         return {f"unet.{n.replace(mark, '.')}": p for n, p in self.unet.named_parameters() if mark in n}
 
     def train_only(self, *names: str) -> dict[str, nn.Parameter]:
         """Let only these adapters' weights take gradients; returns them as {"<adapter>.<key>": parameter}."""
-        self.unet.requires_grad_(False)
+        self.requires_grad_(False)
         out = {f"{name}.{k}": p for name in names for k, p in self.adapter(name).items()}
         for p in out.values():
             p.requires_grad_(True)
@@ -159,22 +165,27 @@ class IFCSR(nn.Module):
         return z_L - self.eps(z_L, adapters)
 
     def restore(self, x_L: Tensor, adapter: str, noise: Tensor | None = None) -> Tensor:
-        """f_theta or f_phi for training: x_L (N, 3, H, W) in [0, 1] -> image, not clamped. Sides: multiples of
-        `multiple`. Gradients reach whatever `train_only` allows."""
+        """f_theta or f_phi for training: x_L (N, 3, H, W) in [0, 1] -> image, not clamped, without grain. Sides:
+        multiples of `multiple`. Gradients reach whatever `train_only` allows."""
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
         return self.decode(self.one_step(z_L, adapter))
 
-    def restore_both(self, x_L: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def restore_both(
+        self, x_L: Tensor, noise: Tensor | None = None, place: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Tensor]:
         """x_fid, x_real from one z_L; not clamped. A GPU, and any training, takes both adapters in one batch; a CPU takes
-        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py)."""
+        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py).
+        place: where x_L's first pixel lies in the whole image, for the grain's noise."""
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
         if z_L.device.type == "cpu" and not torch.is_grad_enabled():
-            return tuple(self.decode(self.one_step(z_L, name)) for name in ADAPTERS)
-        n = len(z_L)
-        names = [a for a in ADAPTERS for _ in range(n)]
-        return self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
+            x_fid, x_real = (self.decode(self.one_step(z_L, name)) for name in ADAPTERS)
+        else:
+            n = len(z_L)
+            names = [a for a in ADAPTERS for _ in range(n)]
+            x_fid, x_real = self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
+        return x_fid, self.grain(x_real, x_L, place) if self.grain else x_real
 
     @property
     def vae_factor(self) -> int:
@@ -232,20 +243,23 @@ class IFCSR(nn.Module):
                 for left, v in columns:
                     place = (slice(n, n + 1), slice(None), slice(top, top + len(u)), slice(left, left + len(v)))
                     weight = (u[:, None] * v).to(x_L)
-                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device)), strict=True):
+                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device), place=(top, left)), strict=True):
                         whole[place].addcmul_(part.to(x_L), weight)
         return both
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
-        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""
-        lora = {k: v for k, v in self.unet.peft_config[name].to_dict().items() if isinstance(v, (int, float, str, bool))}
-        lora["target_modules"] = sorted(self.unet.peft_config[name].target_modules)
-        meta = json.dumps({f"unet.{k}": v for k, v in lora.items()}, sort_keys=True)
+        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside), or "grain"."""
+        meta = {"format": "pt"}
+        if name != "grain":
+            config = self.unet.peft_config[name]
+            lora = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
+            lora["target_modules"] = sorted(config.target_modules)
+            meta["lora_adapter_metadata"] = json.dumps({f"unet.{k}": v for k, v in lora.items()}, sort_keys=True)
         tensors = {k: p.detach().float().cpu().contiguous() for k, p in self.adapter(name).items()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata={"format": "pt", "lora_adapter_metadata": meta})
+            save_file(tensors, tmp, metadata=meta)
         return path
 
     def load_adapter(self, name: str, path: str | Path) -> None:
@@ -284,9 +298,10 @@ class IFCSR(nn.Module):
         )
 
     def save(self, folder: str | Path, provenance: dict | None = None) -> Path:
-        """Write fidelity.safetensors, realism.safetensors and, last, ifcsr.json (backbone, hashes, config)."""
+        """Write fidelity.safetensors, realism.safetensors, with cfg.grain grain.safetensors and, last, ifcsr.json (backbone,
+        hashes, config)."""
         folder = Path(folder)
-        files = {name: self.save_adapter(name, folder / f"{name}.safetensors") for name in ADAPTERS}
+        files = {name: self.save_adapter(name, folder / f"{name}.safetensors") for name in self.parts}
         card = {
             "format": "ifcsr 1",
             "backbone": self.source,
@@ -298,6 +313,39 @@ class IFCSR(nn.Module):
         with atomic(folder / "ifcsr.json") as tmp:
             Path(tmp).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
         return folder
+
+
+class Grain(nn.Module):
+    """x_real -> x_real with structure finer than a cell of the latents, which a decoder can only repeat cell by cell; not
+    from the paper (cfg.grain, trainer.StageGrain).
+
+    Six 3 x 3 convolutions of 32 channels on pixels. They see x_real, its difference from x_L, and four channels of white noise;
+    of the colour that they add, loss.coarse is taken away, so that no edge gets a fringe. The noise is fixed by place and
+    repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
+    """
+
+    period = 256
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.head = nn.Conv2d(10, width, 3, padding=1)
+        self.body = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in (2, 4, 2, 1))
+        self.tail = nn.Conv2d(width, 3, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
+        noise = torch.randn(1, 4, self.period, self.period, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(self, x_real: Tensor, x_L: Tensor, place: tuple[int, int] = (0, 0)) -> Tensor:
+        """x_real, x_L: (N, 3, H, W), about [0, 1]; place: row and column of their first pixel in the whole image. Not clamped."""
+        h, w = x_real.shape[-2:]
+        rows, columns = ((torch.arange(n, device=x_real.device) + start) % self.period for n, start in zip((h, w), place))
+        noise = self.noise[:, :, rows][..., columns].expand(len(x_real), -1, -1, -1)
+        f = self.head(torch.cat([4 * (x_real - 0.5), 8 * (x_real - x_L), noise], 1))
+        for layer in self.body:
+            f = f + layer(F.leaky_relu(f, 0.1))
+        added = 0.1 * self.tail(F.leaky_relu(f, 0.1))
+        return x_real + added - coarse(added - added.mean(1, keepdim=True))
 
 
 def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
@@ -333,8 +381,8 @@ def load(
 ) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" or "pocket-texture" (both shipped; the second's realism end learned with loss.texture_distance, which is not
-        from the paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
+    name: "pocket" or "pocket-texture" (both shipped; the second's realism end goes on through `Grain`, which is not from the
+        paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
         vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
@@ -365,7 +413,7 @@ def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
             f"{model.source['hash']}{', ' + changed[0] + ' differs' if changed else ''}. Get that backbone, or train the "
             "adapters again on this one."
         )
-    for name in ADAPTERS:
+    for name in model.parts:
         path = folder / Path(adapters[name]["file"]).name
         if path.exists() and path.suffix == ".safetensors" and sha256(path) != adapters[name]["sha256"]:
             raise ValueError(f"{path} is not the file that ifcsr.json describes (sha256 differs); get it again")
@@ -390,7 +438,11 @@ def describe(cfg: Config) -> dict:
         "profile": cfg.profile,
         "backbone": source or {"id": cfg.backbone, "revision": cfg.revision, "hash": None, "files": None},
         "configuration": where,
-        "parameters": {**counts, "adapter": sum(p.numel() for p in adapter.values())},
+        "parameters": {
+            **counts,
+            "adapter": sum(p.numel() for p in adapter.values()),
+            **({"grain": sum(p.numel() for p in model.grain.parameters())} if model.grain else {}),
+        },
         "lora": {
             "adapters": list(ADAPTERS),
             "modules": len({key.split(".lora_")[0] for key in adapter}),

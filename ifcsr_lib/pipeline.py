@@ -26,14 +26,14 @@ from .backbone import read_safetensors
 from .config import Config, resolve
 from .control import Endpoints
 from .images import to_tensor, to_uint8
-from .models import ADAPTERS, IFCSR
+from .models import IFCSR
 from .results import atomic, read_json, write_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the only name of weights that a download through diffusers keeps
 
 
 class Adapters(ModelMixin, ConfigMixin):
-    """Both LoRA adapters and the empty prompt as one component of the pipeline.
+    """Both LoRA adapters, the grain if the model has it, and the empty prompt as one component of the pipeline.
 
     settings: Config.asdict(); backbone: IFCSR.source. state: {"prompt" or "<adapter>.<key>": tensor}.
     """
@@ -51,7 +51,7 @@ class Adapters(ModelMixin, ConfigMixin):
         """A copy of what a model's adapters hold now."""
         self = cls(settings=model.cfg.asdict(), backbone=model.source)
         self.prompt = model.prompt.detach().cpu().clone()
-        parts = {f"{name}.{k}": p for name in ADAPTERS for k, p in model.adapter(name).items()}
+        parts = {f"{name}.{k}": p for name in model.parts for k, p in model.adapter(name).items()}
         self.state = {k: p.detach().float().cpu().clone(memory_format=torch.contiguous_format) for k, p in parts.items()}
         return self
 
@@ -96,7 +96,7 @@ class IFCSRPipeline(DiffusionPipeline):
             if p.data_ptr() % 64:  # mapped from a file as it lies there, for which kernels sum in another order
                 p.data = p.data.clone()
         model = IFCSR(adapters.cfg(), unet, vae, adapters.prompt.float(), dict(adapters.config.backbone))
-        for name in ADAPTERS:
+        for name in model.parts:
             mark = f"{name}."
             state = {k.removeprefix(mark): v for k, v in adapters.state.items() if k.startswith(mark)}
             model.fill_adapter(name, state, f"adapters/{WEIGHTS}, {name}")
@@ -177,6 +177,7 @@ class IFCSRPipeline(DiffusionPipeline):
         text = _CARD.format(
             data=data.to_yaml(), version=__version__, backbone=name, hash=source["hash"], config=cfg.hash,
             profile=cfg.profile, rank=cfg.rank, alpha=cfg.lora_alpha, timestep=cfg.timestep, licence=licence,
+            grain="| grain | layers on pixels behind the realism end, not from the paper; LoRA files leave them out |\n" * cfg.grain,
         )  # fmt: skip
         return ModelCard(text)
 
@@ -206,7 +207,7 @@ pipe.ifcsr.save("lora")                  # LoRA files for load_lora_weights of s
 | config | {config}, profile {profile}; the whole of it is in adapters/config.json |
 | LoRA | rank {rank}, alpha {alpha}, adapters fidelity and realism |
 | one step | z_H = z_L - eps(z_L, t = {timestep}, empty prompt) |
-
+{grain}
 No scores are claimed here; measure with `python -m ifcsr_lib evaluate`.
 
 ## Licence

@@ -37,6 +37,7 @@ from .loss import (
     depth_weights,
     feature_distance,
     hinge,
+    lattice_share,
     score_distillation,
     specialised_loss,
     texture_distance,
@@ -399,7 +400,7 @@ class _Stage:
     def strip(self, batch: dict) -> torch.Tensor:
         """x_L, x_fid, three blends, x_real, x_H of the batch's first image beside each other, (3, H, 7 W) in [0, 1]."""
         x_H, x_L, noise = (x[:1] for x in self.inputs(batch))
-        x_fid, x_real = (self.model.restore(x_L, name, noise).float().clamp(0, 1) for name in ("fidelity", "realism"))
+        x_fid, x_real = (x.float().clamp(0, 1) for x in self.model.restore_both(x_L, noise))
         blends = [blend(x_fid, x_real, gamma) for gamma in (0.0, 0.25, 0.5, 0.75, 1.0)]
         return torch.cat([x_L, *blends, x_H], -1)[0].clamp(0, 1)
 
@@ -431,7 +432,7 @@ class Stage2(_Stage):
     prompt: (1, T, D), what cfg.csd guides to; default cfg.csd_prompt through the backbone's text encoder.
     """
 
-    name = "stage2"
+    name, trains = "stage2", "realism"
 
     def __init__(self, model, distance, prompt: torch.Tensor | None = None):
         super().__init__(model, distance)
@@ -449,7 +450,7 @@ class Stage2(_Stage):
 
     def trainable(self):
         judge = self.judge.named_parameters() if self.judge else ()
-        names = ("realism", "score") if self.cfg.vsd else ("realism",)
+        names = (self.trains, "score") if self.cfg.vsd else (self.trains,)
         return self.model.train_only(*names) | {f"judge.{name}": p for name, p in judge}
 
     def loss(self, batch):
@@ -458,7 +459,7 @@ class Stage2(_Stage):
             z_L = self.model.encode(x_L, noise)
             x_fid = self.fidelity(z_L, x_L).float()
         z_real = self.model.one_step(z_L, "realism")
-        x_real = self.model.decode(z_real).float()
+        x_real = self.finish(self.model.decode(z_real).float(), x_L, batch)
         x_hat = blend(x_fid, x_real, self.gamma(batch))
         loss = paper = self.weigh(x_hat, x_H, self.cfg.k, "realism")
         logs = {}
@@ -478,6 +479,10 @@ class Stage2(_Stage):
             extra, terms = self.distil(z_real.float(), _draw(batch))
             loss, logs = loss + extra, logs | terms
         return loss, logs | {"paper": paper.item()} if logs else {}
+
+    def finish(self, x_real: torch.Tensor, x_L: torch.Tensor, batch: dict) -> torch.Tensor:
+        """x_real as the loss sees it: in stage 2 as it leaves the decoder."""
+        return x_real
 
     def moved(self, x_L: torch.Tensor, x_real: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         """mean |f_phi(T x_L) - T x_real|, T a move by less than a latent cell; a scalar, not from the paper.
@@ -551,6 +556,24 @@ class Stage2(_Stage):
             score = (own - noise).square().mean()  # trains the third adapter alone: z_t carries no gradient
             loss, logs["vsd"], logs["score"] = loss + cfg.vsd * vsd + score, vsd.item(), score.item()
         return loss, logs
+
+
+class StageGrain(Stage2):
+    """After stage 2, with its loss and its switches: models.Grain learns, both adapters are frozen; not from the paper.
+
+    cfg.equivariance weighs loss.lattice_share here: what the layers add moves with nothing, but must not repeat cell by cell.
+    """
+
+    name, trains = "grain", "grain"
+
+    def finish(self, x_real, x_L, batch):
+        # another piece of the noise every step, so that no pattern of it is learned by heart
+        place = (uniform(self.cfg.seed, _draw(batch)[:2], stream=7) * self.model.grain.period).int().tolist()
+        return self.model.grain(x_real, x_L, (place[0], place[-1])).float()
+
+    def moved(self, x_L, x_real, draw):
+        with _float32(x_real.device):
+            return lattice_share(x_real, self.model.vae_factor)
 
 
 class Joint(_Stage):

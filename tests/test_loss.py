@@ -17,6 +17,7 @@ from ifcsr_lib.loss import (
     depth_weights,
     feature_distance,
     hinge,
+    lattice_share,
     lpips_lins,
     specialised_loss,
     texture_distance,
@@ -110,6 +111,19 @@ def test_texture_distance_sees_a_grid():
     tile = 0.05 * torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     grid = 0.5 + tile.repeat(1, 1, 16, 16)
     assert texture_distance(grid, x).item() > 2 * texture_distance(other, x).item()
+
+
+@pytest.mark.parametrize("cell", [4, 8])
+def test_lattice_share(cell):
+    """1 for what repeats with the cells, 1/64 for noise, and a change of tone is no fine structure."""
+    g = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 128).expand(1, 3, 128, 128)
+    noise, pattern = torch.randn(4, 3, 128, 128, generator=g), torch.randn(1, 3, cell, cell, generator=g).repeat(1, 1, 128 // cell, 128 // cell)
+    assert lattice_share(ramp + pattern, cell).item() == pytest.approx(1, abs=0.05)
+    assert lattice_share(0.3 * noise, cell).item() == pytest.approx(1 / 64, rel=0.1)
+    x = (noise[:1] + pattern).requires_grad_()
+    lattice_share(x, cell).backward()
+    assert lattice_share((x - 1e3 * x.grad).detach(), cell) < lattice_share(x, cell)
 
 
 def test_the_bounded_layers_of_the_judge_stretch_by_one():

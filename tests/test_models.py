@@ -207,11 +207,54 @@ def test_loading_refuses(model, tmp_path, damage, error):
         ifcsr.load(folder, device="cpu")
 
 
-def test_both_shipped_models_share_the_fidelity_end():
+@pytest.fixture
+def grained(tiny_cfg):
+    """NOT from the paper: with models.Grain behind x_real, its last layer random."""
+    model = randomised(models.new(tiny_cfg.replace(grain=True, colour_fix="none")))
+    torch.manual_seed(2)
+    model.grain.tail.weight.data.normal_(std=0.05)
+    return model
+
+
+def test_untrained_grain_changes_nothing(tiny_cfg):
+    lq = torch.rand(1, 3, 16, 16)
+    a, b = (randomised(models.new(tiny_cfg.replace(grain=on))).endpoints(lq) for on in (False, True))
+    assert torch.equal(a.x_fid, b.x_fid) and torch.equal(a.x_real, b.x_real)
+
+
+def test_grain_is_on_the_realism_end_alone_and_fixed_by_place(grained):
+    lq = torch.rand(1, 3, 16, 16).expand(2, -1, -1, -1).contiguous()
+    ends = grained.endpoints(lq)
+    assert torch.equal(ends.x_real[0], ends.x_real[1])  # the same image, the same grain
+    grain, grained.grain = grained.grain, None
+    plain = grained.endpoints(lq)
+    assert torch.equal(plain.x_fid, ends.x_fid) and (plain.x_real - ends.x_real).abs().max() > 1e-2
+    x, y, r = torch.rand(1, 3, 80, 90), torch.rand(1, 3, 80, 90), 14  # it looks 13 pixels far
+    with torch.no_grad():
+        whole, part = grain(x, y), grain(x[..., 16:, 32:], y[..., 16:, 32:], (16, 32))
+        assert (whole[..., 16 + r :, 32 + r :] - part[..., r:, r:]).abs().max() < 1e-5
+        assert (whole[..., 16 + r :, 32 + r :] - grain(x[..., 16:, 32:], y[..., 16:, 32:])[..., r:, r:]).abs().max() > 1e-2
+        again = grain(x, y, (grain.period, 3 * grain.period))
+        assert torch.equal(again, whole)
+        torch.nn.init.zeros_(grain.tail.weight)
+        grain.tail.bias.copy_(torch.tensor([1.0, 0, -1]))
+        assert (grain(x, y) - x).abs().max() < 1e-6  # a cast is taken away again
+
+
+def test_grain_is_saved_beside_the_adapters(grained, tmp_path):
+    folder, lq = grained.save(tmp_path / "m"), torch.rand(1, 3, 16, 16)
+    assert torch.equal(ifcsr.load(folder, device="cpu").endpoints(lq).x_real, grained.endpoints(lq).x_real)
+    assert all(k.startswith("unet.") for k in load_file(folder / "realism.safetensors"))  # stock diffusers reads that file
+    (folder / "grain.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="grain.safetensors"):
+        ifcsr.load(folder, device="cpu")
+
+
+def test_both_shipped_models_share_their_adapters():
     a, b = (models.load(name, "cpu") for name in models.SHIPPED)
     same = {name: all(torch.equal(p, q) for p, q in zip(a.adapter(name).values(), b.adapter(name).values(), strict=True))
             for name in models.ADAPTERS}  # fmt: skip
-    assert same == {"fidelity": True, "realism": False} and b.cfg.texture and not a.cfg.texture
+    assert same == {"fidelity": True, "realism": True} and b.cfg.grain and not a.cfg.grain
 
 
 def test_unknown_names_have_one_clear_error(monkeypatch):

@@ -31,6 +31,14 @@ def model(tiny_cfg):
 
 
 @pytest.fixture
+def grained(tiny_cfg):
+    """NOT from the paper: layers after x_real, which travel with the adapters."""
+    model = models.new(tiny_cfg.replace(grain=True))
+    model.grain.tail.weight.data.normal_(std=0.05)
+    return model
+
+
+@pytest.fixture
 def lq():
     return torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0))
 
@@ -97,6 +105,12 @@ def test_round_trip(model, tmp_path, lq):
     assert not any("lora" in k or "base_layer" in k for k in plain.state_dict())
     again.save_pretrained(tmp_path / "pipe")  # over itself
     assert same(IFCSRPipeline.from_pretrained(tmp_path / "pipe").endpoints(lq), model.endpoints(lq))
+
+
+def test_grain_travels_with_the_pipeline(grained, tmp_path, lq):
+    IFCSRPipeline.of(grained).save_pretrained(tmp_path / "pipe")
+    assert same(IFCSRPipeline.from_pretrained(tmp_path / "pipe").endpoints(lq), grained.endpoints(lq))
+    assert not torch.equal(grained.endpoints(lq).x_real, grained.endpoints(lq).x_fid)
 
 
 def test_pocket_as_a_pipeline(tmp_path, lq):

@@ -144,6 +144,22 @@ def test_switches_of_stage_two(field, moving, tiny_cfg, crops, distance, tmp_pat
     assert names == {"fidelity.safetensors", "realism.safetensors", "ifcsr.json"}
 
 
+def test_the_grain_stage_trains_its_layers_alone(tiny_cfg, crops, distance, tmp_path):
+    """NOT from the paper: both adapters stay, the judge and the texture term reach the layers after x_real."""
+    cfg = tiny_cfg.replace(grain=True, texture=1.0, adversarial=0.1)
+    model = models.new(cfg)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    history = trainer.train(trainer.StageGrain(model, distance), crops, cfg, tmp_path / "run", 2)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {f"grain.{k}" for k in model.adapter("grain")} == changed and {"judge", "texture", "paper"} <= set(history[0])
+    assert {p.name for p in model.save(tmp_path / "m").iterdir()} == {
+        "fidelity.safetensors", "realism.safetensors", "grain.safetensors", "ifcsr.json"
+    }  # fmt: skip
+    again = models.new(cfg)
+    trainer.train(trainer.Stage2(again, distance), crops, cfg, tmp_path / "two", 1)  # stage 2 leaves the layers as they are
+    assert not again.grain.tail.weight.any()
+
+
 def test_vsd_score_adapter_learns_from_its_own_loss_alone(tiny_cfg, crops, distance):
     cfg = tiny_cfg.replace(vsd=1.0)
     stage = trainer.Stage2(models.new(cfg), distance)
