@@ -69,7 +69,7 @@ class Adapters(ModelMixin, ConfigMixin):
         self.state = read_safetensors(folder / WEIGHTS)
         if "prompt" not in self.state:
             raise ValueError(f"{folder / WEIGHTS}: no empty prompt in it; write the pipeline again with save_pretrained")
-        self.prompt = self.state.pop("prompt")
+        self.prompt = self.state.pop("prompt").clone()  # as it lies in the file, kernels may sum it in another order
         return self
 
     def cfg(self) -> Config:
