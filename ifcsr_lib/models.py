@@ -37,7 +37,7 @@ LORA_TARGETS = [
 class IFCSR(nn.Module):
     """f_theta and f_phi: `endpoints` for use, `restore` for training.
 
-    unet, vae and prompt are frozen; only the two adapters ever train.
+    unet, vae and prompt are frozen; only the two adapters ever train, and with cfg.grain (not from the paper) the grain.
     """
 
     def __init__(self, cfg: Config, unet: UNet2DConditionModel, vae: nn.Module, prompt: Tensor, source: dict):
@@ -322,6 +322,7 @@ class Grain(nn.Module):
     Six 3 x 3 convolutions of 32 channels on pixels. They see x_real, its difference from x_L, and four channels of white noise;
     of the colour that they add, loss.coarse is taken away, so that no edge gets a fringe. The noise is fixed by place and
     repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
+    Source of the idea: noise at every pixel as an input, StyleGAN (Karras et al. 2019).
     """
 
     period = 256
