@@ -67,7 +67,7 @@ class Config:
     csd_guidance: float = 7.5  # PiSA-SR
     csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
     texture: float = 0.0  # NOT from the paper: weight of loss.texture_distance on x_real in stage 2
-    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2
+    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2 and StageGrain
     grain: bool = False  # NOT from the paper: layers on pixels after x_real, models.Grain, learned by trainer.StageGrain
     fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
     cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
