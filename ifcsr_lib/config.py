@@ -67,7 +67,8 @@ class Config:
     csd_guidance: float = 7.5  # PiSA-SR
     csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
     texture: float = 0.0  # NOT from the paper: weight of loss.texture_distance on x_real in stage 2
-    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2 and StageGrain
+    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2
+    lattice: float = 0.0  # NOT from the paper: weight of loss.lattice_share of x_real in stage 2
     grain: bool = False  # NOT from the paper: layers on pixels after x_real, models.Grain, learned by trainer.StageGrain
     fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
     cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
@@ -154,7 +155,7 @@ _CHOICES = {
 }
 _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance", "fixed_crops",
+    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance", "lattice", "fixed_crops",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}

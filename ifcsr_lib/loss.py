@@ -138,10 +138,12 @@ def texture_distance(x: Tensor, x_H: Tensor) -> Tensor:
     return torch.stack([F.l1_loss(e, w) for e, w in zip(_texture_energy(x), wanted, strict=True)]).mean()
 
 
-def coarse(x: Tensor) -> Tensor:
-    """What a cell of 4 x 4 pixels can hold of x (N, 3, H, W): means over 4, then 2 pixels a side. Nothing of period 4 or 2 is left."""
-    window = torch.tensor([1.0, 2, 2, 2, 1]).to(x) / 8
-    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), (window[:, None] * window).expand(3, 1, 5, 5), groups=3)
+def coarse(x: Tensor, cell: int) -> Tensor:
+    """What cells of `cell` x `cell` pixels (an even number) can hold of x (N, 3, H, W): means over cell, then 2 pixels a side.
+    Nothing is left of a pattern that repeats from cell to cell but its mean."""
+    window = F.avg_pool1d(F.pad(torch.ones(1, 1, cell), (1, 1)), 2, 1)[0, 0].to(x) / cell  # for 4: 1 2 2 2 1 / 8
+    pad, n = cell // 2, cell + 1
+    return F.conv2d(F.pad(x, (pad,) * 4, mode="reflect"), (window[:, None] * window).expand(3, 1, n, n), groups=3)
 
 
 def lattice_share(x: Tensor, cell: int) -> Tensor:
@@ -153,7 +155,7 @@ def lattice_share(x: Tensor, cell: int) -> Tensor:
     """
     side = 8 * cell
     h, w = x.shape[-2] // side * side, x.shape[-1] // side * side
-    fine = (x - coarse(x))[..., :h, :w].reshape(len(x), 3, h // side, 8, cell, w // side, 8, cell)
+    fine = (x - coarse(x, cell))[..., :h, :w].reshape(len(x), 3, h // side, 8, cell, w // side, 8, cell)
     return fine.mean((3, 6)).square().mean() / fine.square().mean().clamp_min(1e-8)
 
 

@@ -58,7 +58,7 @@ class IFCSR(nn.Module):
                     ),
                     adapter_name=name,
                 )
-            self.grain = Grain() if cfg.grain else None
+            self.grain = Grain(self.vae_factor) if cfg.grain else None
         self.parts = ADAPTERS + (("grain",) if cfg.grain else ())  # what is trained, and saved
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
         self._active = self._chosen = None
@@ -319,16 +319,18 @@ class Grain(nn.Module):
     """x_real -> x_real with structure finer than a cell of the latents, which a decoder can only repeat cell by cell; not
     from the paper (cfg.grain, trainer.StageGrain).
 
-    Six 3 x 3 convolutions of 32 channels on pixels. They see x_real, its difference from x_L, and four channels of white noise;
-    of the colour that they add, loss.coarse is taken away, so that no edge gets a fringe. The noise is fixed by place and
-    repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
+    Six 3 x 3 convolutions of `width` channels on pixels. They see x_real, its difference from x_L, and four channels of white
+    noise; of what they add, loss.coarse is taken away: tone, colour and edges stay those of x_real. The noise is fixed by
+    place and repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
+    cell: pixels a latent cell spans on a side.
     Source of the idea: noise at every pixel as an input, StyleGAN (Karras et al. 2019).
     """
 
     period = 256
 
-    def __init__(self, width: int = 32):
+    def __init__(self, cell: int, width: int = 32):
         super().__init__()
+        self.cell = cell
         self.head = nn.Conv2d(10, width, 3, padding=1)
         self.body = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in (2, 4, 2, 1))
         self.tail = nn.Conv2d(width, 3, 3, padding=1)
@@ -346,7 +348,7 @@ class Grain(nn.Module):
         for layer in self.body:
             f = f + layer(F.leaky_relu(f, 0.1))
         added = 0.1 * self.tail(F.leaky_relu(f, 0.1))
-        return x_real + added - coarse(added - added.mean(1, keepdim=True))
+        return x_real + added - coarse(added, self.cell)
 
 
 def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:

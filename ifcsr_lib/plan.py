@@ -83,12 +83,14 @@ def cost(cfg: Config, stage: int) -> dict:
 
     weights: bytes of everything that stays (networks, LoRA, its gradients and AdamW's two moments). peak: the most bytes
     alive at once, weights included, RESERVE not. operations: 2 per multiply-add, of all cfg.gradient_accumulation passes,
-    both directions. Degradation and the ablation terms (adversarial, vsd, csd, texture, equivariance, ema) are left out, and compile is not foreseen.
+    both directions. Degradation and the ablation terms (adversarial, vsd, csd, texture, equivariance, lattice, ema) are left
+    out, and compile is not foreseen.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    cfg = cfg.replace(compile="no", adversarial=0.0, vsd=0.0, csd=0.0, texture=0.0, equivariance=0.0, ema=0.0, cache_fidelity=False)
+    cfg = cfg.replace(compile="no", adversarial=0.0, vsd=0.0, csd=0.0, texture=0.0, equivariance=0.0, lattice=0.0, ema=0.0,
+                      cache_fidelity=False)  # fmt: skip
     objective_class = (Stage1, Stage2)[stage - 1]
     with torch.device("meta"):
         model = shaped(cfg)

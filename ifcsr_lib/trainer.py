@@ -428,7 +428,8 @@ class Stage2(_Stage):
     """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen.
 
     Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.texture (loss.texture_distance on it),
-    cfg.equivariance (see `moved`), cfg.vsd and cfg.csd (score distillation on its latents, see `distil`).
+    cfg.equivariance (see `moved`), cfg.lattice (loss.lattice_share of it), cfg.vsd and cfg.csd (score distillation on its
+    latents, see `distil`).
     prompt: (1, T, D), what cfg.csd guides to; default cfg.csd_prompt through the backbone's text encoder.
     """
 
@@ -475,6 +476,10 @@ class Stage2(_Stage):
         if self.cfg.equivariance:
             gap = self.moved(x_L, x_real, _draw(batch))
             loss, logs["equivariance"] = loss + self.cfg.equivariance * gap, gap.item()
+        if self.cfg.lattice:
+            with _float32(x_H.device):
+                share = lattice_share(x_real, self.model.vae_factor)
+            loss, logs["lattice"] = loss + self.cfg.lattice * share, share.item()
         if self.cfg.vsd or self.cfg.csd:
             extra, terms = self.distil(z_real.float(), _draw(batch))
             loss, logs = loss + extra, logs | terms
@@ -559,21 +564,26 @@ class Stage2(_Stage):
 
 
 class StageGrain(Stage2):
-    """After stage 2, with its loss and its switches: models.Grain learns, both adapters are frozen; not from the paper.
+    """After stage 2, with its loss: models.Grain (cfg.grain) learns, both adapters are frozen; not from the paper.
 
-    cfg.equivariance weighs loss.lattice_share here: what the layers add moves with nothing, but must not repeat cell by cell.
+    Of stage 2's switches those that look at x_real's pixels go with it. Raises ValueError for the others: their gradient would
+    not reach the layers (cfg.vsd, cfg.csd), or would punish a noise fixed by place for staying there (cfg.equivariance).
     """
 
     name, trains = "grain", "grain"
+
+    def __init__(self, model, distance):
+        cfg = model.cfg
+        other = [f"{name}={getattr(cfg, name)}" for name in ("equivariance", "vsd", "csd") if getattr(cfg, name)]
+        if other or not cfg.grain:
+            raise ValueError(f"{', '.join(other) or 'grain=False'}: StageGrain trains the layers of a model with grain=True; its "
+                             "loss may hold texture, adversarial and lattice, set the others to 0")  # fmt: skip
+        super().__init__(model, distance)
 
     def finish(self, x_real, x_L, batch):
         # another piece of the noise every step, so that no pattern of it is learned by heart
         place = (uniform(self.cfg.seed, _draw(batch)[:2], stream=7) * self.model.grain.period).int().tolist()
         return self.model.grain(x_real, x_L, (place[0], place[-1])).float()
-
-    def moved(self, x_L, x_real, draw):
-        with _float32(x_real.device):
-            return lattice_share(x_real, self.model.vae_factor)
 
 
 class Joint(_Stage):
