@@ -320,7 +320,7 @@ class Grain(nn.Module):
     from the paper (cfg.grain, trainer.StageGrain).
 
     Six 3 x 3 convolutions of `width` channels on pixels. They see x_real, its difference from x_L, and four channels of white
-    noise; of what they add, loss.coarse is taken away: tone, colour and edges stay those of x_real. The noise is fixed by
+    noise; of what they add, loss.coarse is taken away, so that tone and colour stay those of x_real. The noise is fixed by
     place and repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
     cell: pixels a latent cell spans on a side.
     Source of the idea: noise at every pixel as an input, StyleGAN (Karras et al. 2019).
@@ -339,8 +339,12 @@ class Grain(nn.Module):
         noise = torch.randn(1, 4, self.period, self.period, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("noise", noise, persistent=False)
 
-    def forward(self, x_real: Tensor, x_L: Tensor, place: tuple[int, int] = (0, 0)) -> Tensor:
-        """x_real, x_L: (N, 3, H, W), about [0, 1]; place: row and column of their first pixel in the whole image. Not clamped."""
+    def forward(self, x_real: Tensor, x_L: Tensor, place: tuple[int, int] = (0, 0), limit: bool = True) -> Tensor:
+        """x_real, x_L: (N, 3, H, W), about [0, 1]; place: row and column of their first pixel in the whole image. Not clamped.
+
+        limit: no pixel leaves the range of its 3 x 3 neighbours in x_real by more than 0.1 / (1 + (r / 0.25)^2), r the range of
+        x_real in 9 x 9 pixels. Without it, which is how the layers train, strong edges get a second line beside them.
+        """
         h, w = x_real.shape[-2:]
         rows, columns = ((torch.arange(n, device=x_real.device) + start) % self.period for n, start in zip((h, w), place))
         noise = self.noise[:, :, rows][..., columns].expand(len(x_real), -1, -1, -1)
@@ -348,7 +352,17 @@ class Grain(nn.Module):
         for layer in self.body:
             f = f + layer(F.leaky_relu(f, 0.1))
         added = 0.1 * self.tail(F.leaky_relu(f, 0.1))
-        return x_real + added - coarse(added, self.cell)
+        out = x_real + added - coarse(added, self.cell)
+        if limit:
+            (near_low, near_high), (low, high) = (_range(x_real, n) for n in (3, 9))
+            margin = 0.1 / (1 + ((high - low).amax(1, keepdim=True) / 0.25).square())
+            out = out.clamp(near_low - margin, near_high + margin)
+        return out
+
+
+def _range(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel in side x side pixels around each pixel of x (N, C, H, W)."""
+    return -F.max_pool2d(-x, side, 1, side // 2), F.max_pool2d(x, side, 1, side // 2)
 
 
 def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:

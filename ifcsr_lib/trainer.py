@@ -583,7 +583,7 @@ class StageGrain(Stage2):
     def finish(self, x_real, x_L, batch):
         # another piece of the noise every step, so that no pattern of it is learned by heart
         place = (uniform(self.cfg.seed, _draw(batch)[:2], stream=7) * self.model.grain.period).int().tolist()
-        return self.model.grain(x_real, x_L, (place[0], place[-1])).float()
+        return self.model.grain(x_real, x_L, (place[0], place[-1]), limit=False).float()
 
 
 class Joint(_Stage):

@@ -14,6 +14,7 @@ from ifcsr_lib.loss import (
     FeatureDistance,
     PocketFeatures,
     VGG16Features,
+    coarse,
     depth_weights,
     feature_distance,
     hinge,
@@ -121,6 +122,9 @@ def test_lattice_share(cell):
     noise, pattern = torch.randn(4, 3, 128, 128, generator=g), torch.randn(1, 3, cell, cell, generator=g).repeat(1, 1, 128 // cell, 128 // cell)
     assert lattice_share(ramp + pattern, cell).item() == pytest.approx(1, abs=0.05)
     assert lattice_share(0.3 * noise, cell).item() == pytest.approx(1 / 64, rel=0.1)
+    inside = (..., slice(cell, -cell), slice(cell, -cell))
+    assert (coarse(pattern, cell) - pattern.mean((2, 3), keepdim=True))[inside].abs().max() < 1e-5
+    assert (coarse(ramp, cell) - ramp)[inside].abs().max() < 1e-5
     x = (noise[:1] + pattern).requires_grad_()
     lattice_share(x, cell).backward()
     assert lattice_share((x - 1e3 * x.grad).detach(), cell) < lattice_share(x, cell)

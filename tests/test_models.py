@@ -236,9 +236,14 @@ def test_grain_is_on_the_realism_end_alone_and_fixed_by_place(grained):
         assert (whole[..., 16 + r :, 32 + r :] - grain(x[..., 16:, 32:], y[..., 16:, 32:])[..., r:, r:]).abs().max() > 1e-2
         again = grain(x, y, (grain.period, 3 * grain.period))
         assert torch.equal(again, whole)
+        grain.tail.weight.mul_(20)
+        edge = (torch.arange(90) < 45).float().expand(1, 3, 80, 90).contiguous()
+        added = (grain(edge, edge) - edge).abs().amax((0, 1, 2))
+        assert added[41:43].max() < 0.006 and added[47:49].max() < 0.006  # 0.1 / 17: no second line beside an edge of 1
+        assert added[10:20].min() > 0.09 and (grain(edge, edge, limit=False) - edge).abs()[..., 41:43].max() > 0.1
         torch.nn.init.zeros_(grain.tail.weight)
-        grain.tail.bias.copy_(torch.tensor([1.0, 0, -1]))
-        assert (grain(x, y) - x).abs().max() < 1e-6  # a cast is taken away again
+        grain.tail.bias.copy_(torch.tensor([1.0, 0.5, -1]))
+        assert (grain(x, y) - x).abs().max() < 1e-6  # tone and colour are x_real's
 
 
 def test_grain_is_saved_beside_the_adapters(grained, tmp_path):

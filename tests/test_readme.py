@@ -16,3 +16,16 @@ def test_the_table_to_expect_is_the_one_in_results():
     for gamma, psnr, ssim, niqe in shown:
         row = held.loc[gamma]
         assert abs(row["psnr"] - psnr) <= 0.005 and abs(row["ssim"] - ssim) <= 5e-5 and abs(row["niqe-pocket"] - niqe) <= 0.005
+
+
+def test_readme_has_what_was_measured_on_a_gpu():
+    table = pd.read_csv(ROOT / "results" / "paper" / "tables" / "gpu_proof.csv")
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| stage ([12])(, gradients checkpointed)? \| ([\d.]+) \| ([\d.]+) GB \|", text, re.MULTILINE)
+    assert len(rows) == 4
+    for stage, checkpointed, seconds, peak in rows:
+        row = table[table["what"].str.startswith(f"stage{stage}") & (table["gradient_checkpointing"] == bool(checkpointed)) & (table["compile"] == "no")]
+        assert (f"{row['seconds'].item():.2f}", f"{row['peak_gb'].item():.1f}") == (seconds, peak)
+    ends = re.search(r"([\d.]+) s and ([\d.]+) GB at 512x512 in float32, ([\d.]+) s and ([\d.]+) GB at 1024x1024", text).groups()
+    rows = table[(table["what"] == "endpoints") & (table["precision"] == "no") & (table["compile"] == "no")].sort_values("side")
+    assert tuple(f"{row.seconds:.2f} {row.peak_gb:.1f}" for row in rows.itertuples()) == (" ".join(ends[:2]), " ".join(ends[2:]))

@@ -128,7 +128,7 @@ def test_score_distillation_has_its_gradient():
 
 
 @pytest.mark.parametrize(
-    "field, moving", [("vsd", {"realism", "score"}), ("csd", {"realism"}), ("texture", {"realism"}), ("equivariance", {"realism"})]
+    "field, moving", [("vsd", {"realism", "score"}), *((name, {"realism"}) for name in ("csd", "texture", "equivariance", "lattice"))]
 )
 def test_switches_of_stage_two(field, moving, tiny_cfg, crops, distance, tmp_path):
     """NOT from the paper, off by default; on, theta stays, and VSD's third adapter is in no saved model."""
@@ -146,18 +146,21 @@ def test_switches_of_stage_two(field, moving, tiny_cfg, crops, distance, tmp_pat
 
 def test_the_grain_stage_trains_its_layers_alone(tiny_cfg, crops, distance, tmp_path):
     """NOT from the paper: both adapters stay, the judge and the texture term reach the layers after x_real."""
-    cfg = tiny_cfg.replace(grain=True, texture=1.0, adversarial=0.1)
+    cfg = tiny_cfg.replace(grain=True, texture=1.0, adversarial=0.1, lattice=1.0)
     model = models.new(cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     history = trainer.train(trainer.StageGrain(model, distance), crops, cfg, tmp_path / "run", 2)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert {f"grain.{k}" for k in model.adapter("grain")} == changed and {"judge", "texture", "paper"} <= set(history[0])
+    assert {f"grain.{k}" for k in model.adapter("grain")} == changed and {"judge", "texture", "lattice", "paper"} <= set(history[0])
     assert {p.name for p in model.save(tmp_path / "m").iterdir()} == {
         "fidelity.safetensors", "realism.safetensors", "grain.safetensors", "ifcsr.json"
     }  # fmt: skip
     again = models.new(cfg)
     trainer.train(trainer.Stage2(again, distance), crops, cfg, tmp_path / "two", 1)  # stage 2 leaves the layers as they are
     assert not again.grain.tail.weight.any()
+    for wrong, named in (({"equivariance": 1.0}, "equivariance=1.0"), ({"vsd": 1.0}, "vsd=1.0"), ({"grain": False}, "grain=False")):
+        with pytest.raises(ValueError, match=named):
+            trainer.StageGrain(models.new(cfg.replace(**wrong)), distance)
 
 
 def test_vsd_score_adapter_learns_from_its_own_loss_alone(tiny_cfg, crops, distance):
