@@ -1,8 +1,8 @@
 """One optimiser step of each stage and both endpoints on a GPU, with random weights of SD 2.1-base's true shapes.
 
 python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
-    Writes results/paper/tables/gpu_proof.csv and its record, anew after every row: median seconds, peak memory, and the part of a step that takes
-    longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random, so the numbers
+    Writes results/paper/tables/gpu_proof.csv and its record, anew after every row: median seconds, peak memory, and the part of
+    a step that takes longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random, so the numbers
     are those of any training, and the images mean nothing.
 python benchmarks/gpu_proof.py --tiny
     The same code on the CPU with a small network and 64 pixels, into $IFCSR_RESULTS: for tests, its numbers mean nothing.
@@ -166,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             for way in ("no",) if compiled else ("no", "bf16"):
                 one = cfg.replace(precision=way, **fast)
                 measure("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
+    print(f"written: {cfg.results / 'tables' / 'gpu_proof.csv'}")
     return 0
 
 
