@@ -52,11 +52,18 @@ def weights(model):
 
 
 def test_accumulation_is_the_larger_batch(tiny_cfg, crops, distance, tmp_path):
-    """Within 1e-5: two passes of one image against one of two; only the order of float32 sums differs."""
+    """Two passes of one image against one of two: only the order of float32 sums differs.
+
+    Adam moves a weight by its gradient's sign at first, and rounding decides the sign of those that are nearly 0: so the whole
+    move is compared, and not the weight that moved most otherwise.
+    """
+    start, _ = train(tiny_cfg, crops, distance, tmp_path / "0", steps=0)
     whole, losses = train(tiny_cfg.replace(batch=2), crops, distance, tmp_path / "a")
     parts, losses2 = train(tiny_cfg.replace(batch=1, gradient_accumulation=2), crops, distance, tmp_path / "b")
+    other, _ = train(tiny_cfg.replace(batch=1), crops, distance, tmp_path / "c")
     assert losses2 == pytest.approx(losses, rel=1e-5)
-    assert (weights(whole) - weights(parts)).abs().max() < 1e-5
+    move = weights(whole) - weights(start)
+    assert (weights(parts) - weights(whole)).norm() < 0.01 * move.norm() < 0.1 * (weights(other) - weights(whole)).norm()
 
 
 @pytest.mark.parametrize("stage, more", [(trainer.Stage1, {}), (trainer.Stage2, {"vsd": 1.0}), (trainer.Joint, {})])
