@@ -10,7 +10,7 @@ from .control import Endpoints, check_same_scene
 from .maps import smooth
 
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # sigma in output pixels, tried for "degraded again"
-# DECISION D42: one level of an 8-bit LQ. Chosen on Kodak with the second pocket weights, where it beat a fixed gamma of the same
+# DECISION D42: one level of an 8-bit LQ. Chosen on Kodak with early pocket weights, where it beat a fixed gamma of the same
 # mean and a share of d(0) in its place did not; with later weights neither does (benchmarks/auto_gamma.py)
 TOLERANCE = 1.0
 
