@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
     Writes results/paper/tables/gpu_proof.csv and its record, anew after every row: median seconds, peak memory, and the part of
-    a step that takes longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random, so the numbers
-    are those of any training, and the images mean nothing.
+    a step that takes longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random,
+    so the numbers are those of any training, and the images mean nothing.
 python benchmarks/gpu_proof.py --tiny
     The same code on the CPU with a small network and 64 pixels, into $IFCSR_RESULTS: for tests, its numbers mean nothing.
 """
@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,7 +45,7 @@ def random_model(cfg: Config, tiny: bool, device: torch.device) -> models.IFCSR:
         unet = UNet2DConditionModel(**(TINY["unet"] if tiny else sd21.unet_config()))
         vae = AutoencoderKL(**(TINY["vae"] if tiny else sd21.vae_config()))
     prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
-    return models.IFCSR(cfg, unet, vae, prompt, {"id": "random weights", "revision": None, "hash": "random"})
+    return models.IFCSR(cfg, unet, vae, prompt, {"id": "random weights", "revision": None, "hash": "random"}).to(device)
 
 
 class Parts:
@@ -114,7 +115,7 @@ def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torc
 
 def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats: int) -> dict:
     """Both ends of one image of `side` x `side` output pixels, in float32 (what `upscale` does) or in bf16, compiled or not."""
-    model = random_model(cfg, tiny, device).to(device)
+    model = random_model(cfg, tiny, device)
     lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
     seconds = []
     with trainer.speed_and_memory(SimpleNamespace(model=model), cfg), trainer.precision(cfg, device):
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     lins = [torch.ones(c) for c in loss.PocketFeatures.channels] if args.tiny else loss.lpips_lins()
     distance, rows = loss.FeatureDistance(net, lins), []
 
-    def measure(what: str, one: Config, side: int, batch: int, work) -> None:
+    def measure(what: str, one: Config, side: int, batch: int, work) -> Path:
         head = {"what": what, "side": side, "batch": batch, "precision": one.precision, "compile": one.compile,
                 "gradient_checkpointing": one.gradient_checkpointing}  # fmt: skip
         try:
@@ -153,20 +154,22 @@ def main(argv: list[str] | None = None) -> int:
             row = {"seconds": float("nan"), "peak_gb": float("nan"), "dominates": "out of memory"}
         rows.append(head | row)
         print(rows[-1], flush=True)
-        results.write_table(pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started)  # so far
+        return results.write_table(pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started)
 
-    for compiled in (False,) if args.tiny else (False, True):  # compiling takes minutes, on a CPU more
-        fast = {"compile": "inductor"} if compiled else {}
+    rounds = [([{}, {"gradient_checkpointing": True}], [{"precision": "no"}, {"precision": "bf16"}])]
+    if not args.tiny:  # last, since compiling takes minutes, on a CPU more
+        rounds.append(([{"compile": "inductor"}], [{"compile": "inductor", "precision": "no"}]))
+    for steps, ends in rounds:
         for stage in (trainer.Stage1, trainer.Stage2):
-            for way in [fast] if compiled else [{}, {"gradient_checkpointing": True}]:
+            for way in steps:
                 one = cfg.replace(**way)
                 measure(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
                         lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
         for side in (64, 128) if args.tiny else (512, 1024):
-            for way in ("no",) if compiled else ("no", "bf16"):
-                one = cfg.replace(precision=way, **fast)
-                measure("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
-    print(f"written: {cfg.results / 'tables' / 'gpu_proof.csv'}")
+            for way in ends:
+                one = cfg.replace(**way)
+                path = measure("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
+    print(f"written: {path}")
     return 0
 
 

@@ -141,9 +141,9 @@ def texture_distance(x: Tensor, x_H: Tensor) -> Tensor:
 def coarse(x: Tensor, cell: int) -> Tensor:
     """What cells of `cell` x `cell` pixels (an even number) can hold of x (N, 3, H, W): means over cell, then 2 pixels a side.
     Nothing is left of a pattern that repeats from cell to cell but its mean."""
-    window = F.avg_pool1d(F.pad(torch.ones(1, 1, cell), (1, 1)), 2, 1)[0, 0].to(x) / cell  # for 4: 1 2 2 2 1 / 8
-    pad, n = cell // 2, cell + 1
-    return F.conv2d(F.pad(x, (pad,) * 4, mode="reflect"), (window[:, None] * window).expand(3, 1, n, n), groups=3)
+    window = torch.ones(cell + 1).to(x) / cell
+    window[[0, -1]] /= 2
+    return F.conv2d(F.pad(x, (cell // 2,) * 4, mode="reflect"), (window[:, None] * window).expand(3, 1, -1, -1), groups=3)
 
 
 def lattice_share(x: Tensor, cell: int) -> Tensor:
