@@ -35,7 +35,7 @@ def describe(model) -> dict[str, str]:
     if not hasattr(model, "adapter"):
         raise TypeError(f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text")
     digest = hashlib.sha256(model.source["hash"].encode())
-    for name in ("fidelity", "realism"):
+    for name in model.adapters:
         for key, p in sorted(model.adapter(name).items()):
             digest.update(key.encode() + p.detach().float().cpu().numpy().tobytes())
     backbone = Path(str(model.source["id"])).name if Path(str(model.source["id"])).is_absolute() else model.source["id"]
