@@ -12,7 +12,7 @@ _WHERE = {
     "IFCSRPipeline": "pipeline", "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = (
-    "auto", "backbone", "benchmark", "config", "control", "costs", "data", "datasets", "degradation", "evaluate",
+    "backbone", "benchmark", "config", "control", "costs", "data", "datasets", "degradation", "evaluate",
     "explorer", "ghosting", "images", "loss", "maps", "models", "peers", "pipeline", "pocket", "remote", "reproduce",
     "results", "sd21", "strategies", "streams", "trainer",
 )  # fmt: skip

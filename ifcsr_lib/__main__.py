@@ -39,7 +39,7 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split())[:600] or type(error).__name__
 
 
-_MODEL = '"pocket" (default) or "pocket-texture", both shipped, a saved folder, or a hub id'
+_MODEL = '"pocket" (default, shipped), a saved folder, or a hub id'
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
                 "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5")  # fmt: skip
     p.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder (its subfolders are left out)")
     p.add_argument("target", metavar="OUT", type=Path, help="a folder; for one photo also a file name such as out.png")
-    p.add_argument("--gamma", type=_gamma_or_auto, default=0.5,
-                   help="0 = fidelity ... 1 = realism (default 0.5), or auto: chosen for each photo")  # fmt: skip
+    p.add_argument("--gamma", type=_gamma, default=0.5, help="0 = fidelity ... 1 = realism (default 0.5)")
     p.add_argument("--model", default="pocket", help=_MODEL)
     p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
     p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
@@ -141,9 +140,7 @@ Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as
 Writes RGB of four times the width and height. Alpha (bicubic) and 16 bit are kept where the
 format has them, the colour profile too; JPEG and BMP show transparent photos on white. A file
 that cannot be read is reported and skipped, and the exit code is then 1. Needs no network with
-the pocket model; the same input always gives the same output. --gamma auto takes for each photo
-the largest gamma whose result, blurred and shrunk again, stays about as near to the photo as
-the fidelity end does (ifcsr_lib.auto), and tells it."""
+the pocket model; the same input always gives the same output."""
 _EXPLORE = """\
 Runs the network once, writes one page that holds both ends and the slider, and opens it in the
 browser; the page needs no Python afterwards. A pair written by ends.save (*.ifcsr.zip) needs no
@@ -190,13 +187,6 @@ def _gamma(text: str) -> float:
     if not 0 <= value <= 1:  # NaN fails too
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
     return value
-
-
-def _gamma_or_auto(text: str) -> float | str:
-    try:
-        return text if text == "auto" else _gamma(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -247,15 +237,14 @@ def plan(source: Path, target: Path, kind: str | None = None, overwrite: bool = 
     return jobs
 
 
-def upscale_folder(model, jobs: dict[Path, Path], gamma: float | str) -> int:
+def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
     """Upscale each photo of jobs = {photo: file to write} at gamma and return how many failed, each told on stderr.
 
-    model: anything whose `endpoints(lq)` gives Endpoints. gamma "auto": `auto.auto_gamma`, told on stdout.
+    model: anything whose `endpoints(lq)` gives Endpoints.
     OSError (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
-    from .auto import auto_gamma
     from .images import check_images, read_image, upsample, write_image
 
     failed = 0
@@ -263,13 +252,9 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float | str) -> int:
         try:
             photo = read_image(source)
             check_images(photo.rgb, str(source))
-            ends = model.endpoints(photo.rgb)
-            chosen = auto_gamma(ends) if gamma == "auto" else gamma
-            rgb = ends.blend(chosen)
+            rgb = model.endpoints(photo.rgb).blend(gamma)
             alpha = None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
             write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
-            if gamma == "auto":
-                tqdm.write(f"{source.name}: gamma {float(chosen):.2f}")
         except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed += 1
             text = _line(error)
@@ -290,8 +275,7 @@ def _upscale(args: argparse.Namespace) -> int:
         overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
         model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
     failed = upscale_folder(model, jobs, args.gamma)
-    gamma = args.gamma if args.gamma == "auto" else f"{args.gamma:g}"
-    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {gamma}")
+    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
     return 1 if failed else 0
 
 

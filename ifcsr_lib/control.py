@@ -77,7 +77,7 @@ class Endpoints:
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
     made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
-    Here only sizes are compared; what looks at the pictures (ManyEndpoints, align, auto_gamma, from_disagreement) refuses
+    Here only sizes are compared; what looks at the pictures (ManyEndpoints, align, from_disagreement) refuses
     ends of different photographs.
     """
 

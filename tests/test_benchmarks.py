@@ -43,7 +43,7 @@ def test_it_runs_and_its_table_has_rows(name, capsys):
 def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
     module = script("run_all")
     assert set(module.NAMES) == set(NAMES)
-    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof", "auto_gamma"}  # the last four: by themselves
+    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof"}  # the last three: by themselves
     scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - own
     assert scripts == set(NAMES), "a benchmark that run_all does not know"
     assert module.main(["blend", "--tiny"]) == 0
@@ -58,28 +58,6 @@ def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
 def test_startup_sees_torch():
     table = script("startup").table(repeats=1, commands=("python -c pass", "ifcsr_lib --help", "import torch", 'load("pocket")'))
     assert table["torch"].tolist() == [False, False, True, True], "--help must not import torch"
-
-
-def test_auto_gamma_compares_ways(monkeypatch):
-    """A model whose fidelity end is the reference: the best gamma is 0 and loses nothing."""
-    from ifcsr_lib.control import Endpoints
-    from ifcsr_lib.images import upsample
-
-    hr = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    lq = [torch.nn.functional.avg_pool2d(x, 4) for x in hr]
-
-    class Model:
-        def endpoints(self, x):
-            i = next(i for i, y in enumerate(lq) if y is x)
-            return Endpoints(hr[i], (hr[i] * 0.8 + 0.1).clamp(0, 1), upsample(x))
-
-    table = script("auto_gamma").table(Model(), list(zip(lq, hr)))
-    assert table.loc["PSNR-best", "gamma"] == 0 and table.loc["PSNR-best", "PSNR lost (dB)"] == 0
-    assert (table["images"] == 3).all() and (table["PSNR lost (dB)"] >= 0).all()
-    assert table.loc["auto, 4 levels", "gamma"] > table.loc["auto, 0.5 levels", "gamma"]
-    monkeypatch.delenv("IFCSR_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="IFCSR_DATA"):
-        script("auto_gamma").items("kodak", None, None)
 
 
 def test_size_says_what_does_not_fit(monkeypatch):
