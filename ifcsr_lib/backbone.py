@@ -180,21 +180,6 @@ def _empty_prompt(folder: Path, name: str) -> Tensor:
     return _once(key, lambda: _embed(folder, ""))
 
 
-def embed_prompt(cfg: Config, text: str) -> Tensor:
-    """(1, T, D): what the backbone's own text encoder makes of `text`. Only cfg.csd (not from the paper) needs one.
-
-    Raises ValueError for a backbone without text_encoder/ and tokenizer/: pocket, whose one prompt is learned, and a single
-    file, which has no tokenizer.
-    """
-    folder = POCKET if cfg.backbone == "pocket" else locate(cfg.backbone, cfg.revision)
-    if not (folder / "text_encoder" / "config.json").exists():
-        raise ValueError(
-            f"csd={cfg.csd:g} needs a text encoder, and backbone {cfg.backbone!r} has none (text_encoder/, tokenizer/); "
-            "use SD 2.1-base or csd=0.0"
-        )
-    return _embed(folder, text)
-
-
 def _embed(folder: Path, text: str) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-_WITHOUT_EFFECT = ("workers", "log_every", "cache_fidelity", "gradient_checkpointing")  # on any number
+_WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any number
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Config:
     # loss
     features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
     k: float = 7.0  # the paper
-    adversarial: float = 0.0  # NOT from the paper: weight of a hinge GAN loss on x_real in stage 2; 0 leaves it out
     # degradation and data
     preset: str = "x4plus"  # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
     heldout_preset: str = "x4plus"  # what notebook 01 does to the held-out photographs
@@ -60,18 +59,8 @@ class Config:
     compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
     workers: int = 0  # processes that read, crop and degrade photographs; 0: the training process itself
     log_every: int = 0  # steps between the sample strips in TensorBoard; 0: no log at all
-    # NOT from the paper, all off by default
+    # NOT from the paper, off by default
     ema: float = 0.0  # NOT from the paper: decay of an average of the trained weights, which the run ends with
-    vsd: float = 0.0  # NOT from the paper: weight of OSEDiff's variational score distillation in stage 2
-    csd: float = 0.0  # NOT from the paper: weight of PiSA-SR's classifier score distillation in stage 2
-    csd_guidance: float = 7.5  # PiSA-SR
-    csd_prompt: str = "a sharp, detailed photograph"  # one for all images, where PiSA-SR tags each
-    texture: float = 0.0  # NOT from the paper: weight of loss.texture_distance on x_real in stage 2
-    equivariance: float = 0.0  # NOT from the paper: weight of how much x_real changes when x_L moves, see trainer.Stage2
-    lattice: float = 0.0  # NOT from the paper: weight of loss.lattice_share of x_real in stage 2
-    grain: bool = False  # NOT from the paper: layers on pixels after x_real, models.Grain, learned by trainer.StageGrain
-    fixed_crops: int = 0  # NOT from the paper: a finite list of so many crops, seen again and again; 0: endless
-    cache_fidelity: bool = False  # with fixed_crops: stage 2 keeps each crop's x_fid on disk, see trainer.Stage2
     # evaluation
     border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
@@ -92,9 +81,20 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits of sha256 over the canonical JSON of all fields that can change a result."""
-        text = json.dumps({k: v for k, v in self.asdict().items() if k not in _WITHOUT_EFFECT}, sort_keys=True)
+        """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: the profile's name, and every
+        field that can change a result and differs from its default in this class.
+
+        So a field that is added, or removed while at its default, changes no other run's hash. The price: a default of this
+        class must never be changed in place, or old results pass for new ones. Change the profiles instead, or rename the field.
+        """
+        changed = {k: v for k, v in self.asdict().items() if k not in _WITHOUT_EFFECT and v != _FIELDS[k].default}
+        text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def model(self) -> dict:
+        """{field: value} of MODEL_FIELDS, what a saved model needs to be built again; `resolve_model` reads it."""
+        return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     @property
     def results(self) -> Path:
@@ -154,8 +154,14 @@ _CHOICES = {
     "colour_fix": ("none", "adain"),
 }
 _FROM_ZERO = (
-    "seed", "weight_decay", "timestep", "beta1", "beta2", "adversarial", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema", "vsd", "csd", "texture", "equivariance", "lattice", "fixed_crops",
+    "seed", "weight_decay", "timestep", "beta1", "beta2", "border", "prior_pixels", "prior_restoring",
+    "bad_images", "tile", "workers", "log_every", "ema",
+)  # fmt: skip
+# what a saved model records of its Config: the network and how `endpoints` uses it. scale=1 needs preset="noise"; the results
+# that a loaded model writes name its profile and seed
+MODEL_FIELDS = (
+    "profile", "seed", "backbone", "revision", "scale", "preset", "timestep", "rank", "lora_alpha", "border", "colour_fix",
+    "tile", "tile_overlap",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}
@@ -180,6 +186,14 @@ def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = 
             raise ValueError(f"override {name!r}: give it as its own parameter, resolve({name}=...)")
     values = {**PROFILES[profile], **_check_overrides({"seed": seed, **(overrides or {})})}
     return _checked(Config(profile=profile, **values))
+
+
+def resolve_model(settings: dict) -> Config:
+    """The Config of a saved model from Config.model, or from all fields, as older models have them: MODEL_FIELDS are taken,
+    the profile fills in the rest, what is not a field any more is left out. KeyError without "profile"; errors as `resolve`.
+    """
+    known = {name: settings[name] for name in MODEL_FIELDS if name in settings}
+    return resolve(known.pop("profile"), known.pop("seed", 0), known)
 
 
 def _hint(name: str, names) -> str:
@@ -231,9 +245,6 @@ def _checked(cfg: Config) -> Config:
                          "the degradation, or 1 with preset='noise' (denoising, not from the paper)")  # fmt: skip
     if cfg.ema >= 1:
         raise ValueError(f"ema={cfg.ema}; allowed: 0 (off) to less than 1, such as 0.999")
-    if cfg.cache_fidelity and not cfg.fixed_crops:
-        raise ValueError("cache_fidelity=True with fixed_crops=0: no crop of an endless stream comes again, so a cache would "
-                         "only fill the disk; set fixed_crops, such as 20000")  # fmt: skip
     if cfg.gradient_checkpointing and cfg.compile != "no":
         raise ValueError(f"gradient_checkpointing=True with compile={cfg.compile!r}: choose one; checkpoint for memory, "
                          "compile for time")  # fmt: skip

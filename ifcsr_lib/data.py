@@ -157,11 +157,10 @@ def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
 def training_crops(cfg: Config) -> Dataset:
     """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
 
-    cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops. With
-    cfg.fixed_crops the first so many of them, again and again. Worker processes (cfg.workers) degrade them, too.
+    cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops.
+    Worker processes (cfg.workers) degrade them, too.
     """
-    crops = Degraded(_endless_crops(cfg), cfg) if cfg.workers else _endless_crops(cfg)
-    return Repeated(crops, cfg.fixed_crops) if cfg.fixed_crops else crops
+    return Degraded(_endless_crops(cfg), cfg) if cfg.workers else _endless_crops(cfg)
 
 
 def _endless_crops(cfg: Config) -> Dataset:
@@ -192,28 +191,15 @@ class Degraded(Dataset):
         return {**sample, "x_L": low_quality(sample["x_H"][None], self.cfg, [sample["index"]])[1][0]}
 
 
-class Repeated(Dataset):
-    """The first n samples of a stream again and again: [i] is samples[i % n], and "draw": i for what stays fresh (gamma)."""
-
-    def __init__(self, samples: Dataset, n: int):
-        self.samples, self.n = samples, n
-
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, i: int) -> dict:
-        return {**self.samples[i % self.n], "draw": i}
-
-
-def normal(seed: int, index, shape, stream: int = 2) -> Tensor:
-    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i], stream) alone."""
-    draws = [np.random.default_rng([seed, int(i), stream]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
+def normal(seed: int, index, shape) -> Tensor:
+    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i]) alone."""
+    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
 
 
-def uniform(seed: int, index, stream: int = 3) -> Tensor:
-    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i], stream) alone."""
-    return torch.tensor([np.random.default_rng([seed, int(i), stream]).random() for i in index], dtype=torch.float32)
+def uniform(seed: int, index) -> Tensor:
+    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i]) alone."""
+    return torch.tensor([np.random.default_rng([seed, int(i), 3]).random() for i in index], dtype=torch.float32)
 
 
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:

@@ -17,15 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .backbone import load_backbone, locate, read_safetensors, shapes
-from .config import Config, resolve
+from .config import Config, resolve, resolve_model
 from .control import Endpoints
 from .data import POCKET
 from .images import check_images, upsample
-from .loss import coarse
-from .results import atomic, sha256
+from .results import _config, atomic, sha256
 
 ADAPTERS = ("fidelity", "realism")
-SHIPPED = {"pocket": POCKET / "adapters", "pocket-texture": POCKET / "adapters_texture"}
+SHIPPED = {"pocket": POCKET / "adapters"}
 
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
@@ -37,20 +36,20 @@ LORA_TARGETS = [
 class IFCSR(nn.Module):
     """f_theta and f_phi: `endpoints` for use, `restore` for training.
 
-    unet, vae and prompt are frozen; only the two adapters ever train, and with cfg.grain (not from the paper) the grain.
+    unet, vae and prompt are frozen; only the two adapters ever train. provenance: how they were trained, which `save` keeps.
     """
 
     def __init__(self, cfg: Config, unet: UNet2DConditionModel, vae: nn.Module, prompt: Tensor, source: dict):
         super().__init__()
         self.cfg, self.source = cfg, source
+        self.provenance = {"config": _config(cfg), "hash": cfg.hash}
         # DECISION D8: the VAE stays frozen on both sides (OSEDiff adapts its encoder)
         self.unet, self.vae = unet.requires_grad_(False), vae.requires_grad_(False)
         self.register_buffer("prompt", prompt)  # (1, T, D): the text encoder's output for ""
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are the point
             torch.manual_seed(cfg.seed)
-            # cfg.vsd (not from the paper) wants a third adapter; it comes last, so the first two start as without it
-            self.adapters = ADAPTERS + (("score",) if cfg.vsd else ())
+            self.adapters = ADAPTERS  # what is trained, saved, and makes a picture
             for name in self.adapters:
                 self.unet.add_adapter(
                     LoraConfig(  # DECISION D4: alpha 8 and Gaussian A, zero B, as both peers
@@ -58,8 +57,6 @@ class IFCSR(nn.Module):
                     ),
                     adapter_name=name,
                 )
-            self.grain = Grain(self.vae_factor) if cfg.grain else None
-        self.parts = ADAPTERS + (("grain",) if cfg.grain else ())  # what is trained, and saved
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
         self._active = self._chosen = None
         self.train_only()
@@ -68,12 +65,9 @@ class IFCSR(nn.Module):
         self.eval()
 
     def adapter(self, name: str) -> dict[str, nn.Parameter]:
-        """The LoRA weights of "fidelity" or "realism", or those of "grain" (cfg.grain), {key in the saved file: parameter}."""
-        allowed = dict.fromkeys((*self.adapters, *self.parts))
-        if name not in allowed:
-            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(allowed)}")
-        if name == "grain":
-            return dict(self.grain.named_parameters())
+        """The LoRA weights of "fidelity" or "realism", {key in the saved file: parameter}."""
+        if name not in self.adapters:
+            raise ValueError(f"adapter {name!r} is unknown; allowed: {', '.join(self.adapters)}")
         mark = f".{name}."
         return {f"unet.{n.replace(mark, '.')}": p for n, p in self.unet.named_parameters() if mark in n}
 
@@ -104,14 +98,10 @@ class IFCSR(nn.Module):
         """Scaled latents -> images (N, 3, H, W); not clamped."""
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
-    def eps(self, z: Tensor, adapters: str | list[str], t: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
-        """The UNet's prediction for z (N, C, h, w): one adapter for all, or one name an image ("__base__": none of them).
-
-        t: (N,) timesteps, default cfg.timestep. prompt: (1, T, D), default the empty prompt's.
-        """
-        prompt = (self.prompt if prompt is None else prompt).expand(len(z), -1, -1)
+    def eps(self, z: Tensor, adapters: str | list[str]) -> Tensor:
+        """The UNet's prediction for z (N, C, h, w) at cfg.timestep: one adapter for all, or one name an image."""
         with self.using(adapters):
-            return self.unet(z, self.cfg.timestep if t is None else t, prompt).sample
+            return self.unet(z, self.cfg.timestep, self.prompt.expand(len(z), -1, -1)).sample
 
     @contextlib.contextmanager
     def using(self, adapters: str | list[str]):
@@ -165,27 +155,22 @@ class IFCSR(nn.Module):
         return z_L - self.eps(z_L, adapters)
 
     def restore(self, x_L: Tensor, adapter: str, noise: Tensor | None = None) -> Tensor:
-        """f_theta or f_phi for training: x_L (N, 3, H, W) in [0, 1] -> image, not clamped, without grain. Sides:
+        """f_theta or f_phi for training: x_L (N, 3, H, W) in [0, 1] -> image, not clamped. Sides:
         multiples of `multiple`. Gradients reach whatever `train_only` allows."""
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
         return self.decode(self.one_step(z_L, adapter))
 
-    def restore_both(
-        self, x_L: Tensor, noise: Tensor | None = None, place: tuple[int, int] = (0, 0)
-    ) -> tuple[Tensor, Tensor]:
+    def restore_both(self, x_L: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_fid, x_real from one z_L; not clamped. A GPU, and any training, takes both adapters in one batch; a CPU takes
-        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py).
-        place: where x_L's first pixel lies in the whole image, for the grain's noise."""
+        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py)."""
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
         if z_L.device.type == "cpu" and not torch.is_grad_enabled():
-            x_fid, x_real = (self.decode(self.one_step(z_L, name)) for name in ADAPTERS)
-        else:
-            n = len(z_L)
-            names = [a for a in ADAPTERS for _ in range(n)]
-            x_fid, x_real = self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
-        return x_fid, self.grain(x_real, x_L, place) if self.grain else x_real
+            return tuple(self.decode(self.one_step(z_L, name)) for name in ADAPTERS)
+        n = len(z_L)
+        names = [a for a in ADAPTERS for _ in range(n)]
+        return self.decode(self.one_step(torch.cat([z_L, z_L]), names)).split(n)
 
     @property
     def vae_factor(self) -> int:
@@ -243,23 +228,21 @@ class IFCSR(nn.Module):
                 for left, v in columns:
                     place = (slice(n, n + 1), slice(None), slice(top, top + len(u)), slice(left, left + len(v)))
                     weight = (u[:, None] * v).to(x_L)
-                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device), place=(top, left)), strict=True):
+                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device)), strict=True):
                         whole[place].addcmul_(part.to(x_L), weight)
         return both
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
-        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside), or "grain"."""
-        meta = {"format": "pt"}
-        if name != "grain":
-            config = self.unet.peft_config[name]
-            lora = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
-            lora["target_modules"] = sorted(config.target_modules)
-            meta["lora_adapter_metadata"] = json.dumps({f"unet.{k}": v for k, v in lora.items()}, sort_keys=True)
+        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""
+        config = self.unet.peft_config[name]
+        lora = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
+        lora["target_modules"] = sorted(config.target_modules)
+        settings = json.dumps({f"unet.{k}": v for k, v in lora.items()}, sort_keys=True)
         tensors = {k: p.detach().float().cpu().contiguous() for k, p in self.adapter(name).items()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata=meta)
+            save_file(tensors, tmp, metadata={"format": "pt", "lora_adapter_metadata": settings})
         return path
 
     def load_adapter(self, name: str, path: str | Path) -> None:
@@ -287,82 +270,23 @@ class IFCSR(nn.Module):
             for key, p in own.items():
                 p.copy_(new[key])
 
-    def merge(self, gamma: float) -> None:
-        """Refused: no single network makes the picture of a gamma. Always raises ValueError, which says what to do."""
-        raise ValueError(
-            f"gamma={gamma} cannot be merged into one network: IFCSR blends two decoded images (E1), and the blend of two "
-            "outputs is not the output of blended weights. Keep both adapters (endpoints once, then blend costs nothing), "
-            "or save the pair with ends.save. An end alone is a network: load fidelity.safetensors or realism.safetensors "
-            "into a stock pipeline and fuse it there. Blended LoRA weights, pipe.set_adapters([...], [1 - gamma, gamma]), "
-            "are another control strategy (weight mix) with other pictures."
-        )
-
     def save(self, folder: str | Path, provenance: dict | None = None) -> Path:
-        """Write fidelity.safetensors, realism.safetensors, with cfg.grain grain.safetensors and, last, ifcsr.json (backbone,
-        hashes, config)."""
+        """Write fidelity.safetensors, realism.safetensors and, last, ifcsr.json: backbone, hashes, Config.model, provenance.
+
+        provenance: results.provenance of the training; None keeps what this model was loaded with, else its Config.
+        """
         folder = Path(folder)
-        files = {name: self.save_adapter(name, folder / f"{name}.safetensors") for name in self.parts}
+        files = {name: self.save_adapter(name, folder / f"{name}.safetensors") for name in self.adapters}
         card = {
-            "format": "ifcsr 1",
+            "format": "ifcsr 2",
             "backbone": self.source,
-            "config": self.cfg.asdict(),
-            "config_hash": self.cfg.hash,
+            "model": self.cfg.model,
             "adapters": {name: {"file": p.name, "sha256": sha256(p)} for name, p in files.items()},
-            "provenance": provenance or {},
+            "provenance": provenance or self.provenance,
         }
         with atomic(folder / "ifcsr.json") as tmp:
             Path(tmp).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
         return folder
-
-
-class Grain(nn.Module):
-    """x_real -> x_real with structure finer than a cell of the latents, which a decoder can only repeat cell by cell; not
-    from the paper (cfg.grain, trainer.StageGrain).
-
-    Six 3 x 3 convolutions of `width` channels on pixels. They see x_real, its difference from x_L, and four channels of white
-    noise; of what they add, loss.coarse is taken away, so that tone and colour stay those of x_real. The noise is fixed by
-    place and repeats every `period` pixels: the same image always gets the same grain. Untrained it changes nothing.
-    cell: pixels a latent cell spans on a side.
-    Source of the idea: noise at every pixel as an input, StyleGAN (Karras et al. 2019).
-    """
-
-    period = 256
-
-    def __init__(self, cell: int, width: int = 32):
-        super().__init__()
-        self.cell = cell
-        self.head = nn.Conv2d(10, width, 3, padding=1)
-        self.body = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in (2, 4, 2, 1))
-        self.tail = nn.Conv2d(width, 3, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
-        noise = torch.randn(1, 4, self.period, self.period, generator=torch.Generator().manual_seed(0), device="cpu")
-        self.register_buffer("noise", noise, persistent=False)
-
-    def forward(self, x_real: Tensor, x_L: Tensor, place: tuple[int, int] = (0, 0), limit: bool = True) -> Tensor:
-        """x_real, x_L: (N, 3, H, W), about [0, 1]; place: row and column of their first pixel in the whole image. Not clamped.
-
-        limit: no pixel leaves the range of its 3 x 3 neighbours in x_real by more than 0.1 / (1 + (r / 0.25)^2), r the range of
-        x_real in 9 x 9 pixels. Without it, which is how the layers train, strong edges get a second line beside them.
-        """
-        h, w = x_real.shape[-2:]
-        rows, columns = ((torch.arange(n, device=x_real.device) + start) % self.period for n, start in zip((h, w), place))
-        noise = self.noise[:, :, rows][..., columns].expand(len(x_real), -1, -1, -1)
-        f = self.head(torch.cat([4 * (x_real - 0.5), 8 * (x_real - x_L), noise], 1))
-        for layer in self.body:
-            f = f + layer(F.leaky_relu(f, 0.1))
-        added = 0.1 * self.tail(F.leaky_relu(f, 0.1))
-        out = x_real + added - coarse(added, self.cell)
-        if limit:
-            (near_low, near_high), (low, high) = (_range(x_real, n) for n in (3, 9))
-            margin = 0.1 / (1 + ((high - low).amax(1, keepdim=True) / 0.25).square())
-            out = out.clamp(near_low - margin, near_high + margin)
-        return out
-
-
-def _range(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each channel in side x side pixels around each pixel of x (N, C, H, W)."""
-    return -F.max_pool2d(-x, side, 1, side // 2), F.max_pool2d(x, side, 1, side // 2)
 
 
 def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
@@ -398,13 +322,15 @@ def load(
 ) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" or "pocket-texture" (both shipped; the second's realism end goes on through `Grain`, which is not from the
-        paper), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
+    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
         vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
     device: where to put it; default the GPU when there is one.
     backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
         must be the same.
+    Raises ValueError for a file that is damaged or does not fit, and for kinds of model that were removed ("pocket-texture").
     """
+    if name == "pocket-texture":
+        raise ValueError('the model "pocket-texture" was removed from this kit; use "pocket"')
     folder = SHIPPED[name] if name in SHIPPED else locate(str(name))
     if (folder / "ifcsr.json").exists():
         model = _load_saved(folder, backbone)
@@ -416,12 +342,19 @@ def load(
 def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
     try:
         card = json.loads((folder / "ifcsr.json").read_text())
-        fields = dict(card["config"]) | ({"backbone": str(backbone)} if backbone else {})
-        cfg = resolve(fields.pop("profile"), fields.pop("seed"), fields)
+        settings = card["model"] if "model" in card else card["config"]  # "ifcsr 1" had the whole Config of its time
+        cfg = resolve_model(settings | ({"backbone": str(backbone)} if backbone else {}))
         adapters, source = card["adapters"], card["backbone"]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
+        grain = settings.get("grain") or "grain" in adapters or (folder / "grain.safetensors").exists()
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / 'ifcsr.json'} is damaged or of another version of this kit: {e}") from e
+    if grain:
+        raise ValueError(f'{folder} has layers on pixels (grain) behind its realism end, a kind of model that was removed from '
+                         'this kit; use "pocket", or a model trained without them')  # fmt: skip
     model = new(cfg)
+    if "config" in card:
+        model.provenance = {"config": card["config"], "hash": card.get("config_hash")}
+    model.provenance = card.get("provenance") or model.provenance
     if model.source["hash"] != source["hash"]:
         here, there = model.source["files"], source.get("files", {})
         changed = [name for name in there if there[name] != here.get(name)]
@@ -430,7 +363,7 @@ def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
             f"{model.source['hash']}{', ' + changed[0] + ' differs' if changed else ''}. Get that backbone, or train the "
             "adapters again on this one."
         )
-    for name in model.parts:
+    for name in model.adapters:
         path = folder / Path(adapters[name]["file"]).name
         if path.exists() and path.suffix == ".safetensors" and sha256(path) != adapters[name]["sha256"]:
             raise ValueError(f"{path} is not the file that ifcsr.json describes (sha256 differs); get it again")
@@ -458,7 +391,6 @@ def describe(cfg: Config) -> dict:
         "parameters": {
             **counts,
             "adapter": sum(p.numel() for p in adapter.values()),
-            **({"grain": sum(p.numel() for p in model.grain.parameters())} if model.grain else {}),
         },
         "lora": {
             "adapters": list(ADAPTERS),

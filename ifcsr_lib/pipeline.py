@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import __version__
 from .backbone import read_safetensors
-from .config import Config, resolve
+from .config import Config, resolve_model
 from .control import Endpoints
 from .images import to_tensor, to_uint8
 from .models import IFCSR
@@ -33,9 +33,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"  # the only name of weights that
 
 
 class Adapters(ModelMixin, ConfigMixin):
-    """Both LoRA adapters, the grain if the model has it, and the empty prompt as one component of the pipeline.
+    """Both LoRA adapters and the empty prompt as one component of the pipeline.
 
-    settings: Config.asdict(); backbone: IFCSR.source. state: {"prompt" or "<adapter>.<key>": tensor}.
+    settings: Config.model; backbone: IFCSR.source. state: {"prompt" or "<adapter>.<key>": tensor}.
     """
 
     config_name = "config.json"
@@ -49,9 +49,9 @@ class Adapters(ModelMixin, ConfigMixin):
     @classmethod
     def of(cls, model: IFCSR) -> Adapters:
         """A copy of what a model's adapters hold now."""
-        self = cls(settings=model.cfg.asdict(), backbone=model.source)
+        self = cls(settings=model.cfg.model, backbone=model.source)
         self.prompt = model.prompt.detach().cpu().clone()
-        parts = {f"{name}.{k}": p for name in model.parts for k, p in model.adapter(name).items()}
+        parts = {f"{name}.{k}": p for name in model.adapters for k, p in model.adapter(name).items()}
         self.state = {k: p.detach().float().cpu().clone(memory_format=torch.contiguous_format) for k, p in parts.items()}
         return self
 
@@ -73,10 +73,12 @@ class Adapters(ModelMixin, ConfigMixin):
         return self
 
     def cfg(self) -> Config:
-        """The Config these adapters were trained with; ValueError when this version of the kit does not know it."""
-        fields = dict(self.config.settings)
+        """The Config of the model these adapters make, of an older pipeline too; ValueError when it is damaged or was removed."""
+        if self.config.settings.get("grain") or any(k.startswith("grain.") for k in self.state):
+            raise ValueError("adapters/ has layers on pixels (grain) behind the realism end, a kind of model that was removed from "
+                             'this kit; use "pocket", or a model trained without them')  # fmt: skip
         try:
-            return resolve(fields.pop("profile"), fields.pop("seed"), fields)
+            return resolve_model(self.config.settings)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"adapters/config.json is damaged or of another version of this kit: {error}") from error
 
@@ -96,7 +98,7 @@ class IFCSRPipeline(DiffusionPipeline):
             if p.data_ptr() % 64:  # mapped from a file as it lies there, for which kernels sum in another order
                 p.data = p.data.clone()
         model = IFCSR(adapters.cfg(), unet, vae, adapters.prompt.float(), dict(adapters.config.backbone))
-        for name in model.parts:
+        for name in model.adapters:
             mark = f"{name}."
             state = {k.removeprefix(mark): v for k, v in adapters.state.items() if k.startswith(mark)}
             model.fill_adapter(name, state, f"adapters/{WEIGHTS}, {name}")
@@ -177,7 +179,6 @@ class IFCSRPipeline(DiffusionPipeline):
         text = _CARD.format(
             data=data.to_yaml(), version=__version__, backbone=name, hash=source["hash"], config=cfg.hash,
             profile=cfg.profile, rank=cfg.rank, alpha=cfg.lora_alpha, timestep=cfg.timestep, licence=licence,
-            grain="| grain | layers on pixels behind the realism end, not from the paper; LoRA files leave them out |\n" * cfg.grain,
         )  # fmt: skip
         return ModelCard(text)
 
@@ -204,10 +205,10 @@ pipe.ifcsr.save("lora")                  # LoRA files for load_lora_weights of s
 | | |
 |---|---|
 | backbone | {backbone}, hash {hash} |
-| config | {config}, profile {profile}; the whole of it is in adapters/config.json |
+| config | {config}, profile {profile}; what makes the model is in adapters/config.json |
 | LoRA | rank {rank}, alpha {alpha}, adapters fidelity and realism |
 | one step | z_H = z_L - eps(z_L, t = {timestep}, empty prompt) |
-{grain}
+
 No scores are claimed here; measure with `python -m ifcsr_lib evaluate`.
 
 ## Licence

@@ -83,14 +83,12 @@ def cost(cfg: Config, stage: int) -> dict:
 
     weights: bytes of everything that stays (networks, LoRA, its gradients and AdamW's two moments). peak: the most bytes
     alive at once, weights included, RESERVE not. operations: 2 per multiply-add, of all cfg.gradient_accumulation passes,
-    both directions. Degradation and the ablation terms (adversarial, vsd, csd, texture, equivariance, lattice, ema) are left
-    out, and compile is not foreseen.
+    both directions. Degradation and ema are left out, and compile is not foreseen.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    cfg = cfg.replace(compile="no", adversarial=0.0, vsd=0.0, csd=0.0, texture=0.0, equivariance=0.0, lattice=0.0, ema=0.0,
-                      cache_fidelity=False)  # fmt: skip
+    cfg = cfg.replace(compile="no", ema=0.0)
     objective_class = (Stage1, Stage2)[stage - 1]
     with torch.device("meta"):
         model = shaped(cfg)
@@ -131,23 +129,6 @@ def cost(cfg: Config, stage: int) -> dict:
         "peak": peak - host,
         "operations": counter.get_total_flops() * cfg.gradient_accumulation,
     }
-
-
-def endpoints_peak(cfg: Config, side: int) -> int:
-    """Bytes alive at once while `IFCSR.endpoints` makes one image or tile of side x side output pixels, weights included.
-
-    As a GPU does it: float32, both ends in one batch. side: a multiple of 64. RESERVE is left out, as in `cost`.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with torch.device("meta"):
-        model = shaped(cfg)
-    # peft picks a mixed batch's images by lists, which become small tensors with data
-    with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter, torch.no_grad():
-        _allocate(model)
-        z_L = model.encode(torch.zeros(1, 3, side, side))
-        model.decode(model.one_step(torch.cat([z_L, z_L]), list(ADAPTERS)))
-        return meter.peak
 
 
 def _allocate(net: nn.Module) -> None:
@@ -212,6 +193,4 @@ def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
     }  # fmt: skip
     for name, text in rows.items():
         print(f"{name + ':':18s}{text}")
-    if cfg.cache_fidelity:
-        print(f"{'x_fid on disk:':18s}{cfg.fixed_crops * 3 * cfg.patch**2 * (2 if cfg.precision == 'bf16' else 4) / 1e9:.1f} GB")
     return out

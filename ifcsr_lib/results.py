@@ -195,14 +195,6 @@ def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None =
     return _write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
 
 
-def read_table(name: str, cfg: Config, notebook: str):
-    """The DataFrame that `write_table` wrote for this very config; errors as in `require`."""
-    import pandas as pd
-
-    path = require(cfg.results / "tables" / f"{name}.csv", cfg, notebook)
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
-
-
 def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     """Return `path` (file or folder) if its sidecar says that this profile, seed and config made it.
 
@@ -220,7 +212,7 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     there = record.get("config", {})
     if record.get("hash") != cfg.hash:
         differ = ", ".join(f"{k} {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v)
-        raise ValueError(f"{path} is of another run ({differ or 'its config is unknown'}): {todo}")
+        raise ValueError(f"{path} is of another run ({differ or 'its config is unknown, or an older version of the kit made it'}): {todo}")
     if path.is_file() and record.get("sha256") not in (None, sha256(path)):
         raise ValueError(f"{path} is not the file that {sidecar(path).name} describes: {todo}")
     return path

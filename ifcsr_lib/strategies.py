@@ -305,8 +305,7 @@ class Strategy:
 class ImageBlend(Strategy):
     """IFCSR: (1 - g) Dec(z - e_fid) + g Dec(z - e_real) (E1). Set-up E + 2U + 2D, an adjustment nothing.
 
-    Above cfg.tile x cfg.tile output pixels this one alone works in tiles; compare at or below that. Of a model with grain this
-    one alone has it; compare models without.
+    Above cfg.tile x cfg.tile output pixels this one alone works in tiles; compare at or below that.
     """
 
     name = "image blend (IFCSR)"

@@ -24,24 +24,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderTiny
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
-from .backbone import embed_prompt
 from .config import Config
 from .control import blend
 from .data import low_quality, normal, training_crops, uniform
-from .loss import (
-    Discriminator,
-    FeatureDistance,
-    depth_weights,
-    feature_distance,
-    hinge,
-    lattice_share,
-    score_distillation,
-    specialised_loss,
-    texture_distance,
-)
+from .loss import FeatureDistance, depth_weights, feature_distance, specialised_loss
 from .models import ADAPTERS, IFCSR, new
 from .results import _config, atomic, provenance, require, sha256, write_sidecar
 
@@ -390,7 +378,7 @@ class _Stage:
     def gamma(self, batch: dict) -> torch.Tensor:
         """gamma ~ U(0, 1), (N,)."""
         # DECISION D12: drawn for each image, not once a batch
-        return uniform(self.cfg.seed, _draw(batch)).to(batch["x_H"])
+        return uniform(self.cfg.seed, batch["index"]).to(batch["x_H"])
 
     def weigh(self, x: torch.Tensor, x_H: torch.Tensor, k: float, direction: str) -> torch.Tensor:
         """E4 with the weights of E5 or E6; a scalar."""
@@ -403,11 +391,6 @@ class _Stage:
         x_fid, x_real = (x.float().clamp(0, 1) for x in self.model.restore_both(x_L, noise))
         blends = [blend(x_fid, x_real, gamma) for gamma in (0.0, 0.25, 0.5, 0.75, 1.0)]
         return torch.cat([x_L, *blends, x_H], -1)[0].clamp(0, 1)
-
-
-def _draw(batch: dict) -> torch.Tensor:
-    """Numbers that no two passes share: the sample index, or the position of data.Repeated."""
-    return batch.get("draw", batch["index"])
 
 
 class Stage1(_Stage):
@@ -425,165 +408,21 @@ class Stage1(_Stage):
 
 
 class Stage2(_Stage):
-    """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen.
+    """E3: phi minimises E_gamma L_2nd(x_hat, x_H), weights increasing with depth (E6); theta frozen."""
 
-    Switches that are not from the paper: cfg.adversarial (a judge on x_real), cfg.texture (loss.texture_distance on it),
-    cfg.equivariance (see `moved`), cfg.lattice (loss.lattice_share of it), cfg.vsd and cfg.csd (score distillation on its
-    latents, see `distil`).
-    prompt: (1, T, D), what cfg.csd guides to; default cfg.csd_prompt through the backbone's text encoder.
-    """
-
-    name, trains = "stage2", "realism"
-
-    def __init__(self, model, distance, prompt: torch.Tensor | None = None):
-        super().__init__(model, distance)
-        self.judge, self.prompt = None, prompt
-        if self.cfg.csd and prompt is None:
-            self.prompt = embed_prompt(self.cfg, self.cfg.csd_prompt)
-        if self.cfg.adversarial:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.cfg.seed)
-                self.judge = Discriminator()
-        self.cache = self._cache() if self.cfg.cache_fidelity else None
-
-    def modules(self):
-        return super().modules() + ([self.judge] if self.judge else [])
+    name = "stage2"
 
     def trainable(self):
-        judge = self.judge.named_parameters() if self.judge else ()
-        names = (self.trains, "score") if self.cfg.vsd else (self.trains,)
-        return self.model.train_only(*names) | {f"judge.{name}": p for name, p in judge}
+        return self.model.train_only("realism")
 
     def loss(self, batch):
         x_H, x_L, noise = self.inputs(batch)
         with torch.no_grad():
             z_L = self.model.encode(x_L, noise)
-            x_fid = self.fidelity(z_L, x_L).float()
-        z_real = self.model.one_step(z_L, "realism")
-        x_real = self.finish(self.model.decode(z_real).float(), x_L, batch)
+            x_fid = self.model.decode(self.model.one_step(z_L, "fidelity")).float()
+        x_real = self.model.decode(self.model.one_step(z_L, "realism")).float()
         x_hat = blend(x_fid, x_real, self.gamma(batch))
-        loss = paper = self.weigh(x_hat, x_H, self.cfg.k, "realism")
-        logs = {}
-        if self.judge is not None:
-            # not from the paper: x_real alone faces the judge, which has one optimiser with phi and its own loss
-            with _float32(x_H.device):
-                maker, judge = hinge(self.judge, x_real, x_H)
-            loss, logs["judge"] = loss + self.cfg.adversarial * maker + judge, judge.item()
-        if self.cfg.texture:
-            with _float32(x_H.device):
-                texture = texture_distance(x_real, x_H)
-            loss, logs["texture"] = loss + self.cfg.texture * texture, texture.item()
-        if self.cfg.equivariance:
-            gap = self.moved(x_L, x_real, _draw(batch))
-            loss, logs["equivariance"] = loss + self.cfg.equivariance * gap, gap.item()
-        if self.cfg.lattice:
-            with _float32(x_H.device):
-                share = lattice_share(x_real, self.model.vae_factor)
-            loss, logs["lattice"] = loss + self.cfg.lattice * share, share.item()
-        if self.cfg.vsd or self.cfg.csd:
-            extra, terms = self.distil(z_real.float(), _draw(batch))
-            loss, logs = loss + extra, logs | terms
-        return loss, logs | {"paper": paper.item()} if logs else {}
-
-    def finish(self, x_real: torch.Tensor, x_L: torch.Tensor, batch: dict) -> torch.Tensor:
-        """x_real as the loss sees it: in stage 2 as it leaves the decoder."""
-        return x_real
-
-    def moved(self, x_L: torch.Tensor, x_real: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-        """mean |f_phi(T x_L) - T x_real|, T a move by less than a latent cell; a scalar, not from the paper.
-
-        Half of the batch (at least one image) is cut anew, 0 to vae_factor - 1 pixels further along each side, an eighth at
-        every edge left out. A pattern that sits on the lattice of the latents stays where it was, and is what this counts.
-        """
-        n, half = x_L.shape[-1] - self.model.multiple, max(1, len(x_L) // 2)
-        step = (uniform(self.cfg.seed, draw[:1], stream=6) * (self.model.vae_factor**2 - 1)).int().item() + 1
-        top, left = (self.model.multiple // 2 + s for s in divmod(step, self.model.vae_factor))
-        here = (slice(half), slice(None), slice(top, top + n), slice(left, left + n))
-        gap = self.model.restore(x_L[here].contiguous(memory_format=torch.channels_last), "realism") - x_real[here]
-        return gap[..., n // 8 : -n // 8, n // 8 : -n // 8].float().abs().mean()
-
-    def fidelity(self, z_L: torch.Tensor, x_L: torch.Tensor) -> torch.Tensor:
-        """x_fid of a batch, from the cache when all of it is there; theta is fixed, and the files are named after x_L."""
-        if self.cache is None:
-            return self.model.decode(self.model.one_step(z_L, "fidelity"))
-        names = [hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest()[:24] for x in x_L.contiguous()]
-        files = [self.cache / f"{name}.safetensors" for name in names]
-        if all(f.exists() for f in files):
-            x_fid = torch.stack([load_file(f)["x_fid"] for f in files]).to(z_L.device)
-            return x_fid.contiguous(memory_format=torch.channels_last)  # as it left the decoder: sums then have their order
-        x_fid = self.model.decode(self.model.one_step(z_L, "fidelity"))
-        for x, file in zip(x_fid, files):
-            with atomic(file) as tmp:  # in the dtype it came in: cached or not, the same bits
-                save_file({"x_fid": x.contiguous().cpu()}, tmp)
-        return x_fid
-
-    def _cache(self) -> Path:
-        """results/<profile>/runs/x_fid-<hash of theta, backbone and what draws z_L's noise>."""
-        cfg, text = self.cfg, hashlib.sha256()
-        for name, p in sorted(self.model.adapter("fidelity").items()):
-            text.update(name.encode() + p.detach().float().cpu().numpy().tobytes())
-        text.update(str([self.model.source["hash"], cfg.seed, cfg.lora_alpha, cfg.timestep, cfg.precision]).encode())
-        return cfg.results / "runs" / f"x_fid-{text.hexdigest()[:12]}"
-
-    def distil(self, z: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """The score distillation terms of phi's latents z = z_real (N, C, h, w); not from the paper. Returns (loss, logs).
-
-        z_t is z with noise at t ~ U(20, 980); z0(eps) = (z_t - sigma_t eps) / alpha_t what a prediction makes of it.
-        VSD (OSEDiff): z0 of the frozen UNet against z0 of a third adapter, "score", which learns meanwhile to predict the
-        noise on phi's latents. CSD (PiSA-SR): z0 of the frozen UNet guided to a prompt against z0 without one. Both need a
-        backbone that predicts noise (SD 2.1-base; the 768-pixel SD 2.1 predicts v), CSD one that knows prompts.
-        """
-        cfg, model = self.cfg, self.model
-        from .pocket import noise_schedule
-
-        schedule, base = noise_schedule(), ["__base__"] * len(z)
-        noise = normal(cfg.seed, draw, z.shape[1:], stream=4).to(z)
-        t = (20 + 960 * uniform(cfg.seed, draw, stream=5)).long().to(z.device)
-        alpha = schedule.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1).sqrt()
-        sigma = (1 - alpha.square()).sqrt()
-        z_t = alpha * z.detach() + sigma * noise
-
-        def z0(eps):
-            return (z_t - sigma * eps.float()) / alpha
-
-        loss, logs = z.new_zeros(()), {}
-        with torch.no_grad():
-            plain = model.eps(z_t, base, t).float()
-        if cfg.csd:
-            with torch.no_grad():
-                told = model.eps(z_t, base, t, self.prompt.to(z)).float()
-            guided = plain + cfg.csd_guidance * (told - plain)
-            csd = score_distillation(z, z0(guided), z0(plain))
-            loss, logs["csd"] = loss + cfg.csd * csd, csd.item()
-        if cfg.vsd:
-            own = model.eps(z_t, "score", t).float()
-            vsd = score_distillation(z, z0(plain), z0(own.detach()))
-            score = (own - noise).square().mean()  # trains the third adapter alone: z_t carries no gradient
-            loss, logs["vsd"], logs["score"] = loss + cfg.vsd * vsd + score, vsd.item(), score.item()
-        return loss, logs
-
-
-class StageGrain(Stage2):
-    """After stage 2, with its loss: models.Grain (cfg.grain) learns, both adapters are frozen; not from the paper.
-
-    Of stage 2's switches those that look at x_real's pixels go with it. Raises ValueError for the others: their gradient would
-    not reach the layers (cfg.vsd, cfg.csd), or would punish a noise fixed by place for staying there (cfg.equivariance).
-    """
-
-    name, trains = "grain", "grain"
-
-    def __init__(self, model, distance):
-        cfg = model.cfg
-        other = [f"{name}={getattr(cfg, name)}" for name in ("equivariance", "vsd", "csd") if getattr(cfg, name)]
-        if other or not cfg.grain:
-            raise ValueError(f"{', '.join(other) or 'grain=False'}: StageGrain trains the layers of a model with grain=True; its "
-                             "loss may hold texture, adversarial and lattice, set the others to 0")  # fmt: skip
-        super().__init__(model, distance)
-
-    def finish(self, x_real, x_L, batch):
-        # another piece of the noise every step, so that no pattern of it is learned by heart
-        place = (uniform(self.cfg.seed, _draw(batch)[:2], stream=7) * self.model.grain.period).int().tolist()
-        return self.model.grain(x_real, x_L, (place[0], place[-1]), limit=False).float()
+        return self.weigh(x_hat, x_H, self.cfg.k, "realism"), {}
 
 
 class Joint(_Stage):

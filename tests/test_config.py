@@ -1,8 +1,12 @@
 """Settings: one place makes them, and says clearly what it will not take."""
 
+import dataclasses
+import hashlib
+
 import pytest
 
-from ifcsr_lib.config import PROFILES, Config, resolve
+from ifcsr_lib import config
+from ifcsr_lib.config import MODEL_FIELDS, PROFILES, Config, resolve, resolve_model
 
 
 def test_every_profile_resolves_and_hashes_differ():
@@ -44,6 +48,36 @@ def test_profile_from_the_environment(monkeypatch):
 def test_bad_settings(kwargs, error):
     with pytest.raises((ValueError, TypeError), match=error):
         resolve(**{"profile": "smoke", **kwargs})
+
+
+def test_the_hash_is_of_what_differs_from_the_defaults(monkeypatch):
+    """sha256 of JSON that can be written by hand: the profile, and fields that are not at their default, in order."""
+    text = '{"k":3.0,"profile":"paper","rank":8,"seed":5}'
+    cfg = resolve("paper", seed=5, overrides={"rank": 8, "k": 3, "workers": 4})
+    assert cfg.hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert resolve("paper").hash == hashlib.sha256(b'{"profile":"paper"}').hexdigest()[:12]
+    hashes = {resolve("pocket", overrides=o).hash for o in ({}, {"patch": 512}, {"heldout": 512}, {"heldout": 320}, {"border": 0})}
+    assert len(hashes) == 5  # back to the class's default is not the profile's own value
+
+    more = dataclasses.make_dataclass("More", [("new", float, 0.0)], bases=(Config,), frozen=True)
+    plain = [resolve(profile) for profile in PROFILES]
+    monkeypatch.setattr(config, "_FIELDS", {f.name: f for f in dataclasses.fields(more)})
+    for cfg in plain:
+        assert more(**cfg.asdict()).hash == cfg.hash != more(**cfg.asdict(), new=1.0).hash
+
+
+def test_what_makes_a_model_is_read_from_any_version():
+    cfg = resolve("pocket", seed=2, overrides={"rank": 8, "k": 2.0, "tile": 0})
+    again = resolve_model(cfg.model)
+    assert again == resolve("pocket", seed=2, overrides={"rank": 8, "tile": 0}) and tuple(cfg.model) == MODEL_FIELDS
+    assert resolve_model({**cfg.asdict(), "texture": 1.0, "csd_prompt": "sharp"}) == again  # a whole Config, of an older version
+    assert resolve_model({"profile": "paper"}) == resolve("paper")
+    noise = resolve("pocket", overrides={"preset": "noise", "scale": 1})
+    assert resolve_model(noise.model).scale == 1
+    with pytest.raises(KeyError, match="profile"):
+        resolve_model({"rank": 4})
+    with pytest.raises(TypeError, match="pass int"):
+        resolve_model({**cfg.model, "rank": "8"})
 
 
 def test_replace_checks_too():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models, sd21
+from ifcsr_lib.config import MODEL_FIELDS, resolve
 from ifcsr_lib.images import upsample
 
 
@@ -207,59 +208,67 @@ def test_loading_refuses(model, tmp_path, damage, error):
         ifcsr.load(folder, device="cpu")
 
 
-@pytest.fixture
-def grained(tiny_cfg):
-    """NOT from the paper: with models.Grain behind x_real, its last layer random."""
-    model = randomised(models.new(tiny_cfg.replace(grain=True, colour_fix="none")))
-    torch.manual_seed(2)
-    model.grain.tail.weight.data.normal_(std=0.05)
-    return model
+def _older(folder, **changes):
+    """The card as "ifcsr 1" had it: every field of the Config of its time, among them some that this kit no longer has."""
+    card = json.loads((folder / "ifcsr.json").read_text())
+    fields = resolve("smoke").asdict() | card.pop("model") | {"k": 2.0, "equivariance": 1.0, "grain": False, "texture": 0.0}
+    card |= {"format": "ifcsr 1", "config": fields | changes, "config_hash": "6a1c9f391128", "provenance": {}}
+    (folder / "ifcsr.json").write_text(json.dumps(card))
+    return card
 
 
-def test_untrained_grain_changes_nothing(tiny_cfg):
-    lq = torch.rand(1, 3, 16, 16)
-    a, b = (randomised(models.new(tiny_cfg.replace(grain=on))).endpoints(lq) for on in (False, True))
-    assert torch.equal(a.x_fid, b.x_fid) and torch.equal(a.x_real, b.x_real)
+def test_the_card_holds_what_makes_the_model_and_how_it_was_trained(tiny_cfg, tmp_path):
+    cfg = tiny_cfg.replace(k=2.0, lr=0.5, rank=2, tile=512)
+    model = randomised(models.new(cfg))
+    card = json.loads((model.save(tmp_path / "m") / "ifcsr.json").read_text())
+    assert tuple(card["model"]) == tuple(sorted(MODEL_FIELDS)) and "k" not in card["model"] and "config" not in card
+    assert card["provenance"]["config"]["k"] == 2.0 and card["provenance"]["hash"] == cfg.hash
+    again = ifcsr.load(tmp_path / "m", device="cpu")
+    assert again.cfg == tiny_cfg.replace(rank=2, tile=512)  # how it was trained is no setting of what is loaded
+    copy = json.loads((again.save(tmp_path / "copy") / "ifcsr.json").read_text())
+    assert {**copy, "adapters": card["adapters"]} == card  # it is told all the same
+    made = json.loads((model.save(tmp_path / "p", {"seconds": 1}) / "ifcsr.json").read_text())
+    assert made["provenance"] == {"seconds": 1}
 
 
-def test_grain_is_on_the_realism_end_alone_and_fixed_by_place(grained):
-    lq = torch.rand(1, 3, 16, 16).expand(2, -1, -1, -1).contiguous()
-    ends = grained.endpoints(lq)
-    assert torch.equal(ends.x_real[0], ends.x_real[1])  # the same image, the same grain
-    grain, grained.grain = grained.grain, None
-    plain = grained.endpoints(lq)
-    assert torch.equal(plain.x_fid, ends.x_fid) and (plain.x_real - ends.x_real).abs().max() > 1e-2
-    x, y, r = torch.rand(1, 3, 80, 90), torch.rand(1, 3, 80, 90), 14  # it looks 13 pixels far
-    with torch.no_grad():
-        whole, part = grain(x, y), grain(x[..., 16:, 32:], y[..., 16:, 32:], (16, 32))
-        assert (whole[..., 16 + r :, 32 + r :] - part[..., r:, r:]).abs().max() < 1e-5
-        assert (whole[..., 16 + r :, 32 + r :] - grain(x[..., 16:, 32:], y[..., 16:, 32:])[..., r:, r:]).abs().max() > 1e-2
-        again = grain(x, y, (grain.period, 3 * grain.period))
-        assert torch.equal(again, whole)
-        grain.tail.weight.mul_(20)
-        edge = (torch.arange(90) < 45).float().expand(1, 3, 80, 90).contiguous()
-        added = (grain(edge, edge) - edge).abs().amax((0, 1, 2))
-        assert added[41:43].max() < 0.006 and added[47:49].max() < 0.006  # 0.1 / 17: no second line beside an edge of 1
-        assert added[10:20].min() > 0.09 and (grain(edge, edge, limit=False) - edge).abs()[..., 41:43].max() > 0.1
-        torch.nn.init.zeros_(grain.tail.weight)
-        grain.tail.bias.copy_(torch.tensor([1.0, 0.5, -1]))
-        assert (grain(x, y) - x).abs().max() < 1e-6  # tone and colour are x_real's
+def test_an_older_card_is_read(model, tmp_path):
+    """Fields that this kit no longer has are left out, as is everything that does not make the model."""
+    card = _older(model.save(tmp_path / "m"), rank=4)
+    again, lq = ifcsr.load(tmp_path / "m", device="cpu"), torch.rand(1, 3, 16, 16)
+    assert again.cfg == model.cfg and torch.equal(again.endpoints(lq).x_real, model.endpoints(lq).x_real)
+    assert again.provenance == {"config": card["config"], "hash": "6a1c9f391128"}
 
 
-def test_grain_is_saved_beside_the_adapters(grained, tmp_path):
-    folder, lq = grained.save(tmp_path / "m"), torch.rand(1, 3, 16, 16)
-    assert torch.equal(ifcsr.load(folder, device="cpu").endpoints(lq).x_real, grained.endpoints(lq).x_real)
-    assert all(k.startswith("unet.") for k in load_file(folder / "realism.safetensors"))  # stock diffusers reads that file
-    (folder / "grain.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="grain.safetensors"):
+@pytest.mark.parametrize("how", ["config", "adapters", "file"])
+def test_a_model_with_grain_is_refused(model, tmp_path, how):
+    folder = model.save(tmp_path / "m")
+    card = _older(folder, grain=how == "config")
+    if how == "file":
+        shutil.copy(folder / "realism.safetensors", folder / "grain.safetensors")
+    if how == "adapters":
+        card["adapters"]["grain"] = {"file": "grain.safetensors", "sha256": "0"}
+        (folder / "ifcsr.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match='grain.*was removed from this kit; use "pocket"'):
         ifcsr.load(folder, device="cpu")
 
 
-def test_both_shipped_models_share_their_adapters():
-    a, b = (models.load(name, "cpu") for name in models.SHIPPED)
-    same = {name: all(torch.equal(p, q) for p, q in zip(a.adapter(name).values(), b.adapter(name).values(), strict=True))
-            for name in models.ADAPTERS}  # fmt: skip
-    assert same == {"fidelity": True, "realism": True} and b.cfg.grain and not a.cfg.grain
+@pytest.mark.parametrize("wrong", [[], {"format": "ifcsr 2"}, {"model": {}}, {"model": {"profile": "smoke", "rank": "four"}}, {"model": 3}])
+def test_a_card_that_makes_no_sense_is_damaged(model, tmp_path, wrong):
+    folder = model.save(tmp_path / "m")
+    (folder / "ifcsr.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match="ifcsr.json is damaged or of another version"):
+        ifcsr.load(folder, device="cpu")
+
+
+def test_the_shipped_card_is_of_this_form():
+    card = json.loads((models.SHIPPED["pocket"] / "ifcsr.json").read_text())
+    assert set(card) == {"format", "backbone", "model", "adapters", "provenance"} and list(models.SHIPPED) == ["pocket"]
+    assert card["model"] == resolve("pocket").model and card["provenance"]["config"]["k"] == 2.0
+
+
+def test_the_second_shipped_model_is_gone():
+    with pytest.raises(ValueError, match='^the model "pocket-texture" was removed from this kit; use "pocket"$'):
+        ifcsr.load("pocket-texture")
 
 
 def test_unknown_names_have_one_clear_error(monkeypatch):

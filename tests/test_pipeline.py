@@ -1,6 +1,7 @@
-"""The adapters in stock diffusers, IFCSRPipeline written and read again, and why a gamma is never merged."""
+"""The adapters in stock diffusers, IFCSRPipeline written and read again, and why a gamma is no single network."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,14 +28,6 @@ def model(tiny_cfg):
         for name in models.ADAPTERS:
             for p in model.adapter(name).values():
                 p.normal_(std=0.05)
-    return model
-
-
-@pytest.fixture
-def grained(tiny_cfg):
-    """NOT from the paper: layers after x_real, which travel with the adapters."""
-    model = models.new(tiny_cfg.replace(grain=True))
-    model.grain.tail.weight.data.normal_(std=0.05)
     return model
 
 
@@ -69,10 +62,8 @@ def test_adapters_in_a_stock_pipeline(model, tiny_backbone, tmp_path):
             assert (pipe.unet(z, model.cfg.timestep, model.prompt).sample - model.eps(z, name)).abs().max() < 1e-5
 
 
-def test_merging_is_refused_and_could_not_work(model, tiny_backbone, tmp_path, lq):
+def test_no_mix_of_the_adapters_is_the_blend_of_the_images(model, tiny_backbone, tmp_path, lq):
     """No LoRA weights (1 - g, g) give the blend of the images, so there is no network to export."""
-    with pytest.raises(ValueError, match="gamma=0.5 cannot be merged.*E1.*weight mix"):
-        model.merge(0.5)
     folder, pipe = model.save(tmp_path / "saved"), stock(tiny_backbone)
     x_L = ifcsr.images.upsample(lq)[..., :64]
     with torch.inference_mode():
@@ -105,12 +96,6 @@ def test_round_trip(model, tmp_path, lq):
     assert not any("lora" in k or "base_layer" in k for k in plain.state_dict())
     again.save_pretrained(tmp_path / "pipe")  # over itself
     assert same(IFCSRPipeline.from_pretrained(tmp_path / "pipe").endpoints(lq), model.endpoints(lq))
-
-
-def test_grain_travels_with_the_pipeline(grained, tmp_path, lq):
-    IFCSRPipeline.of(grained).save_pretrained(tmp_path / "pipe")
-    assert same(IFCSRPipeline.from_pretrained(tmp_path / "pipe").endpoints(lq), grained.endpoints(lq))
-    assert not torch.equal(grained.endpoints(lq).x_real, grained.endpoints(lq).x_fid)
 
 
 def test_pocket_as_a_pipeline(tmp_path, lq):
@@ -194,6 +179,22 @@ def test_bad_parts(model, tmp_path):
     config["settings"]["rank"] = 8
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match="adapters/.*shape.*rank"):
+        IFCSRPipeline.from_pretrained(tmp_path / "pipe")
+
+
+def test_an_older_pipeline_is_read_and_one_with_grain_refused(model, tmp_path, lq):
+    """Until "ifcsr 2" settings held every field of the Config of their time, removed ones too."""
+    IFCSRPipeline.of(model).save_pretrained(tmp_path / "pipe")
+    path = tmp_path / "pipe" / "adapters" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["settings"] == model.cfg.model | {"backbone": Path(model.cfg.backbone).name}
+    config["settings"] = {**model.cfg.asdict(), "backbone": config["settings"]["backbone"], "k": 2.0, "texture": 0.5, "grain": False}
+    path.write_text(json.dumps(config))
+    again = IFCSRPipeline.from_pretrained(tmp_path / "pipe")
+    assert same(again.endpoints(lq), model.endpoints(lq)) and again.ifcsr.cfg.k == 7.0
+    config["settings"]["grain"] = True
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='grain.*was removed from this kit; use "pocket"'):
         IFCSRPipeline.from_pretrained(tmp_path / "pipe")
 
 

@@ -94,25 +94,6 @@ def test_tiles_equal_the_whole(local, h, w):
     assert torch.equal(ends.x_L, expected.x_L)
 
 
-def test_the_grain_of_a_tile_is_the_whole_image_s(local):
-    """NOT from the paper: models.Grain draws its noise by the place in the image, so that tiles meet without a seam."""
-    local.cfg = local.cfg.replace(tile=512, tile_overlap=256)  # it looks 13 pixels further
-    lq = photo(150, 140)
-    plain = local.endpoints(lq).x_real
-    try:
-        local.grain = models.Grain(4)
-        torch.manual_seed(0)
-        torch.nn.init.normal_(local.grain.tail.weight, std=0.05)
-        seen, hook = calls(local)
-        tiled = local.endpoints(lq).x_real
-        hook.remove()
-        assert len(seen) > 2 and (tiled - plain).abs().max() > 1e-2
-        assert (tiled - whole(local, lq).x_real).abs().max() < 1e-5
-    finally:
-        local.grain = None
-        local.cfg = local.cfg.replace(tile_overlap=192, tile=448)
-
-
 def test_a_batch_is_tiled_image_by_image(local):
     lq = torch.cat([photo(120, 120), photo(120, 120, 1)])
     ends = local.endpoints(lq)
