@@ -81,11 +81,12 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: the profile's name, and every
-        field that can change a result and differs from its default in this class.
+        """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: the profile's
+        name, and every field that can change a result and differs from its default in this class.
 
-        So a field that is added, or removed while at its default, changes no other run's hash. The price: a default of this
-        class must never be changed in place, or old results pass for new ones. Change the profiles instead, or rename the field.
+        So a field that is added, or removed while at its default, changes no other run's hash. The price: a
+        default of this class must never be changed in place, or old results pass for new ones. Change the
+        profiles instead, or rename the field.
         """
         changed = {k: v for k, v in self.asdict().items() if k not in _WITHOUT_EFFECT and v != _FIELDS[k].default}
         text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
@@ -157,11 +158,11 @@ _FROM_ZERO = (
     "seed", "weight_decay", "timestep", "beta1", "beta2", "border", "prior_pixels", "prior_restoring",
     "bad_images", "tile", "workers", "log_every", "ema",
 )  # fmt: skip
-# what a saved model records of its Config: the network and how `endpoints` uses it. scale=1 needs preset="noise"; the results
-# that a loaded model writes name its profile and seed
+# what a saved model records of its Config: the network and how `endpoints` uses it. scale=1 needs
+# preset="noise"; the results that a loaded model writes name its profile and seed
 MODEL_FIELDS = (
-    "profile", "seed", "backbone", "revision", "scale", "preset", "timestep", "rank", "lora_alpha", "border", "colour_fix",
-    "tile", "tile_overlap",
+    "profile", "seed", "backbone", "revision", "scale", "preset", "timestep", "rank", "lora_alpha", "border",
+    "colour_fix", "tile", "tile_overlap",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}
@@ -189,8 +190,10 @@ def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = 
 
 
 def resolve_model(settings: dict) -> Config:
-    """The Config of a saved model from Config.model, or from all fields, as older models have them: MODEL_FIELDS are taken,
-    the profile fills in the rest, what is not a field any more is left out. KeyError without "profile"; errors as `resolve`.
+    """The Config of a saved model from Config.model, or from all fields, as older models have them.
+
+    MODEL_FIELDS are taken, the profile fills in the rest, and what is not a field any more is left out.
+    Raises KeyError without "profile", and what `resolve` raises.
     """
     known = {name: settings[name] for name in MODEL_FIELDS if name in settings}
     return resolve(known.pop("profile"), known.pop("seed", 0), known)

@@ -36,7 +36,8 @@ LORA_TARGETS = [
 class IFCSR(nn.Module):
     """f_theta and f_phi: `endpoints` for use, `restore` for training.
 
-    unet, vae and prompt are frozen; only the two adapters ever train. provenance: how they were trained, which `save` keeps.
+    unet, vae and prompt are frozen; only the two adapters ever train. provenance: how they were trained,
+    which `save` keeps.
     """
 
     def __init__(self, cfg: Config, unet: UNet2DConditionModel, vae: nn.Module, prompt: Tensor, source: dict):
@@ -271,7 +272,9 @@ class IFCSR(nn.Module):
                 p.copy_(new[key])
 
     def save(self, folder: str | Path, provenance: dict | None = None) -> Path:
-        """Write fidelity.safetensors, realism.safetensors and, last, ifcsr.json: backbone, hashes, Config.model, provenance.
+        """Write fidelity.safetensors, realism.safetensors and, last, ifcsr.json.
+
+        ifcsr.json holds the backbone, hashes, Config.model and the provenance.
 
         provenance: results.provenance of the training; None keeps what this model was loaded with, else its Config.
         """
@@ -327,7 +330,8 @@ def load(
     device: where to put it; default the GPU when there is one.
     backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
         must be the same.
-    Raises ValueError for a file that is damaged or does not fit, and for kinds of model that were removed ("pocket-texture").
+    Raises ValueError for a file that is damaged or does not fit, and for models that were removed
+    ("pocket-texture", and any with grain).
     """
     if name == "pocket-texture":
         raise ValueError('the model "pocket-texture" was removed from this kit; use "pocket"')
@@ -349,8 +353,8 @@ def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / 'ifcsr.json'} is damaged or of another version of this kit: {e}") from e
     if grain:
-        raise ValueError(f'{folder} has layers on pixels (grain) behind its realism end, a kind of model that was removed from '
-                         'this kit; use "pocket", or a model trained without them')  # fmt: skip
+        raise ValueError(f'{folder} has layers on pixels (grain) behind its realism end, a kind of model that was '
+                         'removed from this kit; use "pocket", or a model trained without them')  # fmt: skip
     model = new(cfg)
     if "config" in card:
         model.provenance = {"config": card["config"], "hash": card.get("config_hash")}

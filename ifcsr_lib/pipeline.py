@@ -73,10 +73,13 @@ class Adapters(ModelMixin, ConfigMixin):
         return self
 
     def cfg(self) -> Config:
-        """The Config of the model these adapters make, of an older pipeline too; ValueError when it is damaged or was removed."""
+        """The Config of the model these adapters make, of an older pipeline too.
+
+        Raises ValueError when it is damaged, or has grain, which was removed.
+        """
         if self.config.settings.get("grain") or any(k.startswith("grain.") for k in self.state):
-            raise ValueError("adapters/ has layers on pixels (grain) behind the realism end, a kind of model that was removed from "
-                             'this kit; use "pocket", or a model trained without them')  # fmt: skip
+            raise ValueError("adapters/ has layers on pixels (grain) behind the realism end, a kind of model that was "
+                             'removed from this kit; use "pocket", or a model trained without them')  # fmt: skip
         try:
             return resolve_model(self.config.settings)
         except (KeyError, TypeError, ValueError) as error:
