@@ -16,13 +16,13 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backbone import load_backbone, locate, read_safetensors, shapes
 from .config import Config, resolve
 from .control import Endpoints
 from .data import POCKET
-from .images import check_images, upsample
+from .files.images import check_images, upsample
+from .files.results import atomic, sha256
 from .loss import coarse
-from .results import atomic, sha256
+from .nets.backbone import load_backbone, locate, read_safetensors, shapes
 
 ADAPTERS = ("fidelity", "realism")
 SHIPPED = {"pocket": POCKET / "adapters", "pocket-texture": POCKET / "adapters_texture"}

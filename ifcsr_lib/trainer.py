@@ -27,10 +27,10 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
-from .backbone import embed_prompt
 from .config import Config
 from .control import blend
 from .data import low_quality, normal, training_crops, uniform
+from .files.results import _config, atomic, provenance, require, sha256, write_sidecar
 from .loss import (
     Discriminator,
     FeatureDistance,
@@ -43,7 +43,7 @@ from .loss import (
     texture_distance,
 )
 from .models import ADAPTERS, IFCSR, new
-from .results import _config, atomic, provenance, require, sha256, write_sidecar
+from .nets.backbone import embed_prompt
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
@@ -323,7 +323,8 @@ def run_folder(model: IFCSR, name: str) -> Path:
     """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
     continues its own checkpoint and never another's."""
     here = Path(__file__).parent
-    code = [sha256(here / f"{m}.py") for m in ("backbone", "data", "degradation", "loss", "models", "streams", "trainer")]
+    files = "nets/backbone", "data/crops", "degradation", "loss", "models", "data/streams", "trainer"
+    code = [sha256(here / f"{m}.py") for m in files]
     text = " ".join([model.cfg.hash, model.source["hash"], *code])
     return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -534,7 +535,7 @@ class Stage2(_Stage):
         backbone that predicts noise (SD 2.1-base; the 768-pixel SD 2.1 predicts v), CSD one that knows prompts.
         """
         cfg, model = self.cfg, self.model
-        from .pocket import noise_schedule
+        from .nets.pocket import noise_schedule
 
         schedule, base = noise_schedule(), ["__base__"] * len(z)
         noise = normal(cfg.seed, draw, z.shape[1:], stream=4).to(z)

@@ -8,11 +8,11 @@ from scipy import ndimage
 from skimage import data as skimage_data
 
 from ifcsr_lib import auto, evaluate
-from ifcsr_lib.__main__ import main, upscale_folder
-from ifcsr_lib.auto import auto_gamma, lq_distance
+from ifcsr_lib.cli import main, upscale_folder
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.images import read_image, upsample
-from ifcsr_lib.maps import smooth
+from ifcsr_lib.control.auto import auto_gamma, lq_distance
+from ifcsr_lib.control.maps import smooth
+from ifcsr_lib.files.images import read_image, upsample
 
 HR = torch.from_numpy(skimage_data.astronaut()[40:168, 150:278].copy()).permute(2, 0, 1)[None] / 255
 HR = torch.cat([HR, HR.flip(3)])

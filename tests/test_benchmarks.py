@@ -63,7 +63,7 @@ def test_startup_sees_torch():
 def test_auto_gamma_compares_ways(monkeypatch):
     """A model whose fidelity end is the reference: the best gamma is 0 and loses nothing."""
     from ifcsr_lib.control import Endpoints
-    from ifcsr_lib.images import upsample
+    from ifcsr_lib.files.images import upsample
 
     hr = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     lq = [torch.nn.functional.avg_pool2d(x, 4) for x in hr]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .control import Endpoints, check_same_scene
+from .endpoints import Endpoints, check_same_scene
 from .maps import smooth
 
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # sigma in output pixels, tried for "degraded again"
@@ -30,7 +30,7 @@ def auto_gamma(ends: Endpoints, target: Tensor | float | None = None) -> Tensor:
     """
     if isinstance(target, Tensor):
         check_same_scene({"x_fid": ends.x_fid, "x_real": ends.x_real, "target": target})
-        from .evaluate import best_gamma
+        from ..evaluate import best_gamma
 
         return best_gamma(ends, target)
     tolerance = TOLERANCE if target is None else target
