@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import costs
-from ifcsr_lib.images import upsample
+from ifcsr_lib.files.images import upsample
 from ifcsr_lib.models import ADAPTERS
 
 TINY = {"sides": (16,), "repeats": 1}

@@ -15,7 +15,7 @@ import time
 from common import machine, show
 
 from ifcsr_lib.config import resolve
-from ifcsr_lib.results import write_table
+from ifcsr_lib.files.results import write_table
 
 NAMES = ("startup", "blend", "endpoints", "degradation", "training_step", "size")
 

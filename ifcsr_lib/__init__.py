@@ -11,11 +11,16 @@ _WHERE = {
     "load": "models", "IFCSR": "models", "Endpoints": "control", "blend": "control", "degrade": "degradation",
     "IFCSRPipeline": "pipeline", "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
-_MODULES = (
-    "backbone", "benchmark", "config", "control", "costs", "data", "datasets", "degradation", "evaluate",
-    "explorer", "ghosting", "images", "loss", "maps", "models", "peers", "pipeline", "pocket", "remote", "reproduce",
-    "results", "sd21", "strategies", "streams", "trainer",
-)  # fmt: skip
+_MODULES = {
+    **{name: name for name in ("config", "control", "data", "degradation", "evaluate", "explorer", "loss", "models",
+                               "pipeline", "reproduce", "trainer")},
+    "ghosting": "control.ghosting", "maps": "control.maps",
+    "backbone": "nets.backbone", "pocket": "nets.pocket", "sd21": "nets.sd21",
+    "datasets": "data.sets", "remote": "data.remote", "streams": "data.streams",
+    "images": "files.images", "portable": "files.portable", "results": "files.results",
+    "benchmark": "evaluate.benchmark", "plan": "cli.dry_run",
+    "costs": "compare.costs", "peers": "compare.peers", "strategies": "compare.strategies",
+}  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 
 
@@ -23,7 +28,7 @@ def __getattr__(name: str):
     if name in _WHERE:
         return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"ifcsr_lib has no {name!r}; it has: {', '.join(sorted(__all__))}")
 
 

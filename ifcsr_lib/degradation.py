@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
-from .images import check_images
+from .files.images import check_images
 
 KERNEL_SIZE = 21  # every kernel is padded to this
 KERNELS = {"iso": 0.45, "aniso": 0.25, "general iso": 0.12, "general aniso": 0.03, "plateau iso": 0.12,

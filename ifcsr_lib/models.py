@@ -16,12 +16,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backbone import load_backbone, locate, read_safetensors, shapes
 from .config import Config, resolve, resolve_model
 from .control import Endpoints
 from .data import POCKET
-from .images import check_images, upsample
-from .results import _config, atomic, sha256
+from .files.images import check_images, upsample
+from .files.results import _config, atomic, sha256
+from .nets.backbone import load_backbone, locate, read_safetensors, shapes
 
 ADAPTERS = ("fidelity", "realism")
 SHIPPED = {"pocket": POCKET / "adapters"}

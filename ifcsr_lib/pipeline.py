@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
-from .backbone import read_safetensors
 from .config import Config, resolve_model
 from .control import Endpoints
-from .images import to_tensor, to_uint8
+from .files.images import to_tensor, to_uint8
+from .files.results import atomic, read_json, write_json
 from .models import IFCSR
-from .results import atomic, read_json, write_json
+from .nets.backbone import read_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the only name of weights that a download through diffusers keeps
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from .config import ROOT, resolve
-from .results import atomic
+from .files.results import atomic
 
 PARAMETERS = {"profile", "seed", "overrides"}
 NEEDED = 10**9  # bytes: checkpoints, pairs and endpoints of a pocket run, with room

@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, default_collate
 from .config import Config
 from .control import blend
 from .data import low_quality, normal, training_crops, uniform
+from .files.results import _config, atomic, provenance, require, sha256, write_sidecar
 from .loss import FeatureDistance, depth_weights, feature_distance, specialised_loss
 from .models import ADAPTERS, IFCSR, new
-from .results import _config, atomic, provenance, require, sha256, write_sidecar
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
@@ -311,7 +311,8 @@ def run_folder(model: IFCSR, name: str) -> Path:
     """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
     continues its own checkpoint and never another's."""
     here = Path(__file__).parent
-    code = [sha256(here / f"{m}.py") for m in ("backbone", "data", "degradation", "loss", "models", "streams", "trainer")]
+    files = "nets/backbone", "data/crops", "degradation", "loss", "models", "data/streams", "trainer"
+    code = [sha256(here / f"{m}.py") for m in files]
     text = " ".join([model.cfg.hash, model.source["hash"], *code])
     return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

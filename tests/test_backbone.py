@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import backbone, models, sd21
-from ifcsr_lib.__main__ import main
+from ifcsr_lib.cli import main
 from ifcsr_lib.config import resolve
 
 TINY = {  # one level of attention, as small as the classes allow; what differs between the two is what differs in full size

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ifcsr_lib import benchmark, data, evaluate, models, results
-from ifcsr_lib.__main__ import main
+from ifcsr_lib import benchmark, data, models, results
+from ifcsr_lib.cli import main
 from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.images import list_images, read_image, write_image
+from ifcsr_lib.evaluate import metrics as evaluate
+from ifcsr_lib.files.images import list_images, read_image, write_image
 
 GAMMAS, METRICS = (0, 0.5, 1), ["psnr", "ssim"]
 

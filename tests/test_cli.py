@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from ifcsr_lib import __version__
-from ifcsr_lib.__main__ import _setting, main, plan, upscale_folder
+from ifcsr_lib.cli import _setting, main, plan, upscale_folder
 from ifcsr_lib.config import ROOT
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.images import read_image, to_tensor, upsample, write_image
+from ifcsr_lib.files.images import read_image, to_tensor, upsample, write_image
 
 
 class Bicubic:

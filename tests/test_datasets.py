@@ -20,12 +20,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ifcsr_lib import data, datasets, remote, streams, trainer
-from ifcsr_lib.__main__ import main
+from ifcsr_lib.cli import main
 from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.data import training_crops
 from ifcsr_lib.degradation import degrade
-from ifcsr_lib.images import read_image, write_image
-from ifcsr_lib.results import sha256
+from ifcsr_lib.files.images import read_image, write_image
+from ifcsr_lib.files.results import sha256
 
 
 def png(side=64, seed=0, kind="PNG", size=None) -> bytes:

@@ -104,7 +104,7 @@ def test_the_code_allows_older_torch_and_this_one():
 
 
 def test_every_decision_has_a_row_and_every_row_a_line():
-    code = [*(ROOT / "ifcsr_lib").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tools").glob("*.py")]
+    code = [*(ROOT / "ifcsr_lib").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tools").glob("*.py")]
     tags = {tag for path in code for tag in re.findall(r"# DECISION (D\d+)\b", path.read_text(encoding="utf-8"))}
     rows = re.findall(r"^\| (D\d+) \|", text("README.md"), re.MULTILINE)
     assert len(rows) == len(set(rows)), "a row twice"

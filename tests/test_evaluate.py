@@ -9,12 +9,12 @@ import pytest
 import skimage.data
 import torch
 
-from ifcsr_lib import evaluate
 from ifcsr_lib.config import ROOT
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.evaluate import METRICS, score, sweep
-from ifcsr_lib.images import list_images, to_tensor, write_image
-from ifcsr_lib.results import sha256
+from ifcsr_lib.evaluate import metrics as evaluate
+from ifcsr_lib.files.images import list_images, to_tensor, write_image
+from ifcsr_lib.files.results import sha256
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from ifcsr_lib import evaluate, models
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.explorer import Explorer, compare
-from ifcsr_lib.images import decode_image, encode_png, to_uint8, upsample
+from ifcsr_lib.files.images import decode_image, encode_png, to_uint8, upsample
 
 GAMMAS = [i / 10 for i in range(11)]
 

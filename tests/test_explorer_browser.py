@@ -12,7 +12,7 @@ from PIL import Image
 
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.explorer import Explorer, compare
-from ifcsr_lib.images import decode_image, encode_png, to_uint8
+from ifcsr_lib.files.images import decode_image, encode_png, to_uint8
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 GAMMAS = [i / 10 for i in range(11)]

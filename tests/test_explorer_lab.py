@@ -10,7 +10,7 @@ import torch
 from browser import browser, js, lab, missing, open_notebook, pixels, run_cell, shown, until
 
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.images import to_uint8
+from ifcsr_lib.files.images import to_uint8
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 SIDE = 512

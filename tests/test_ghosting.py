@@ -8,8 +8,8 @@ from skimage import data as skimage_data
 
 from ifcsr_lib import ghosting
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.ghosting import align, double_edges
-from ifcsr_lib.maps import smooth
+from ifcsr_lib.control.ghosting import align, double_edges
+from ifcsr_lib.control.maps import smooth
 
 torch.set_num_threads(1)
 SHIFTS = [(0.0, 0.5), (0.3, -0.6), (1.0, 0.0), (0.7, -2.0), (3.0, 0.0), (0.0, 4.0)]  # down, right, in pixels

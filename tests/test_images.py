@@ -7,7 +7,16 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from ifcsr_lib import images
-from ifcsr_lib.images import Photo, check_images, list_images, read_image, to_tensor, to_uint8, upsample, write_image
+from ifcsr_lib.files.images import (
+    Photo,
+    check_images,
+    list_images,
+    read_image,
+    to_tensor,
+    to_uint8,
+    upsample,
+    write_image,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RNG = np.random.default_rng(0)

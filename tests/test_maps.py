@@ -7,8 +7,8 @@ import torch
 
 from ifcsr_lib import maps
 from ifcsr_lib.control import Endpoints, ManyEndpoints, blend, check_same_scene
+from ifcsr_lib.control.maps import bands, from_disagreement, from_mask, from_texture
 from ifcsr_lib.data import low_quality
-from ifcsr_lib.maps import bands, from_disagreement, from_mask, from_texture
 
 torch.manual_seed(0)
 SCENE = maps.smooth(torch.rand(2, 3, 64, 80), 3.0) * 4 - 1.5
@@ -193,7 +193,7 @@ def test_bad_simplex():
 
 def test_different_scenes_are_told_from_different_ends(shared_data):
     """On Kodak: each photograph passes with itself blurred, noisy and darker, and is refused with each of the 23 others."""
-    from ifcsr_lib.images import list_images, read_image
+    from ifcsr_lib.files.images import list_images, read_image
 
     if not (shared_data / "kodak").is_dir():
         pytest.skip("no kodak/ in IFCSR_DATA")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models, sd21
 from ifcsr_lib.config import MODEL_FIELDS, resolve
-from ifcsr_lib.images import upsample
+from ifcsr_lib.files.images import upsample
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ifcsr_lib import peers
 from ifcsr_lib.control import adain
-from ifcsr_lib.images import upsample
+from ifcsr_lib.files.images import upsample
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`", "ignore:Detected pickle protocol")
 NAMES = ["to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_shortcut", "conv_out", "proj_out",

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models
-from ifcsr_lib.images import to_uint8
+from ifcsr_lib.files.images import to_uint8
 from ifcsr_lib.pipeline import IFCSRPipeline, plain_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")

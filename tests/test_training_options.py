@@ -17,7 +17,7 @@ import torch
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import data, models, plan, trainer
-from ifcsr_lib.__main__ import main
+from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
 from ifcsr_lib.loss import FeatureDistance, PocketFeatures

@@ -17,10 +17,10 @@ import scipy.io
 import torch
 from tqdm import tqdm
 
-from ifcsr_lib import evaluate
 from ifcsr_lib.config import ROOT
-from ifcsr_lib.images import check_images, read_image, upsample
-from ifcsr_lib.results import atomic, sha256, sidecar, write_json
+from ifcsr_lib.evaluate import metrics as evaluate
+from ifcsr_lib.files.images import check_images, read_image, upsample
+from ifcsr_lib.files.results import atomic, sha256, sidecar, write_json
 
 FLAT = 0.1  # largest share of flat 8x8 blocks in a photograph; charts, drawings and screenshots have more
 

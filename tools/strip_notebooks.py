@@ -20,7 +20,7 @@ import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ifcsr_lib.config import ROOT
-from ifcsr_lib.results import atomic
+from ifcsr_lib.files.results import atomic
 
 TAG = "nbval-check-output"
 METADATA = {

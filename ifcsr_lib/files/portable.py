@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .control import Endpoints
+from ..control import Endpoints
 from .images import decode_image, encode_png
 from .results import atomic
 

@@ -16,8 +16,8 @@ from scipy.signal import resample_poly
 from skimage.registration import optical_flow_tvl1
 from torch import Tensor
 
-from .control import Endpoints, blend, check_gamma, check_same_scene
-from .images import check_images
+from ..files.images import check_images
+from .endpoints import Endpoints, blend, check_gamma, check_same_scene
 from .maps import luma, smooth
 
 MAX_SHIFT = 6.0  # pixels; further apart, two structures are not taken for one

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..config import Config
+from ..data import POCKET
+from ..files.results import atomic, read_json, sha256, write_json
 from . import sd21
-from .config import Config
-from .data import POCKET
-from .results import atomic, read_json, sha256, write_json
 
 WANTED = [  # of a hub repository; fnmatch's * passes "/", and the single files beside cost 5 GB each
     "ifcsr.json", "fidelity.safetensors", "realism.safetensors", "empty_prompt.safetensors",

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .data import cut, user_data
-from .images import FORMATS, decode_image, list_images
+from ..files.images import FORMATS, decode_image, list_images
+from ..files.results import atomic
+from .crops import cut, user_data
 from .remote import Remote, is_url, read_range
-from .results import atomic
 
 INDEX = ".ifcsr_index.csv"
 HEAD = 2**16  # bytes that a scan reads of an image first; an image header is rarely longer

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import check_images
+from ..files.images import check_images
 
 
 def blend(
@@ -119,14 +119,14 @@ class Endpoints:
         bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding ties at
             most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming path.
         """
-        from . import portable
+        from ..files import portable
 
         return portable.save(self, path, model, gamma, bits)
 
     @classmethod
     def load(cls, path: str | Path) -> Endpoints:
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing."""
-        from . import portable
+        from ..files import portable
 
         return portable.load(path)
 
@@ -210,8 +210,8 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
 def strategies() -> dict[str, type]:
     """Every way to control on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
 
-    The image blend first; then latent, weight and timestep control and one-step methods without control (strategies.py).
+    The image blend first; then latent, weight and timestep control and one-step methods without control (compare/strategies.py).
     """
-    from .strategies import STRATEGIES  # needs diffusers, which moving the slider does not
+    from ..compare.strategies import STRATEGIES  # needs diffusers, which moving the slider does not
 
     return dict(STRATEGIES)

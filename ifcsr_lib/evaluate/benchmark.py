@@ -26,13 +26,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import evaluate, portable
-from .config import Config, _hint
-from .control import Endpoints
-from .data import pairs, user_data
-from .evaluate import GAMMAS, METRICS
-from .images import list_images, read_image, upsample, write_image
-from .results import _write_bytes, atomic, sha256
+from ..config import Config, _hint
+from ..control import Endpoints
+from ..data import pairs, user_data
+from ..files import portable
+from ..files.images import list_images, read_image, upsample, write_image
+from ..files.results import _write_bytes, atomic, sha256
+from . import metrics as evaluate
+from .metrics import GAMMAS, METRICS
 
 # {folder in $IFCSR_DATA: (name in data/paper/reported.csv, images)}: the paper's three, LR 128 x 128 -> 512 x 512
 BENCHMARKS = {"realsr": ("RealSR", 100), "drealsr": ("DRealSR", 93), "div2k_val": ("DIV2K-val", 3000)}

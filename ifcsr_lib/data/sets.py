@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .config import ROOT, _hint
+from ..config import ROOT, _hint
+from ..files.results import atomic, read_json, sha256, write_json
 from .remote import download, file_name, is_url
-from .results import atomic, read_json, sha256, write_json
 
 PUBLISHED = ROOT / "data" / "paper" / "manifests"  # what the repository knows file by file
 COLUMNS = ("file", "bytes", "width", "height", "sha256")
@@ -105,7 +105,7 @@ def dataset(name: str) -> DataSet:
 
 def _images(folder: Path, data: DataSet) -> dict[str, Path]:
     """{name relative to the folder: path} of the data set's images that are there."""
-    from .images import FORMATS
+    from ..files.images import FORMATS
 
     folders = [folder / side for side in ("LR", "HR")] if data.lr else [folder]
     entries = [entry for f in folders if f.is_dir() for entry in os.scandir(f)]
@@ -184,7 +184,7 @@ def _problem(data: DataSet, target: str, content: bytes) -> tuple[tuple[int, int
 
 def _target(data: DataSet, path: PurePosixPath) -> str | None:
     """Where a file of a source belongs, such as "00042.png" or "HR/a.png"; None for one that is not of the data set."""
-    from .images import FORMATS
+    from ..files.images import FORMATS
 
     folders = [part.lower() for part in path.parts[:-1]]
     if path.suffix.lower() not in FORMATS or path.name.startswith(".") or "__macosx" in folders:
@@ -359,8 +359,8 @@ def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records
     """The pairs of one DIV2K image: crops at random places, degraded with x4plus; a function of (seed, image, crop)."""
     import numpy as np
 
-    from .degradation import degrade
-    from .images import decode_image, write_image
+    from ..degradation import degrade
+    from ..files.images import decode_image, write_image
 
     names = [f"{stem}_{k:02d}.png" for k in range(data.crops)]
     if all(records.known(f"{side}/{n}", folder / side / n) for n in names for side in ("LR", "HR")):

@@ -1,6 +1,6 @@
 """What each way to control costs and gives: passes, time, memory, break-even, spectrum and smoothness of its path.
 
-Every function takes strategies of strategies.py, already made for one model, and computes what it returns in this process.
+Every function takes strategies of compare/strategies.py, already made for one model, and computes what it returns in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .evaluate import score, summary
+from ..evaluate import score, summary
 
 COUNTS = (1, 2, 5, 10, 50)
 MACS = {"encode": 558, "unet": 402, "decode": 1257}  # G at 512x512, SD 2.1-base, counted on the meta device

@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
 
-from .control import Endpoints, blend, check_same_scene
-from .images import check_images
+from ..files.images import check_images
+from .endpoints import Endpoints, blend, check_same_scene
 
 REC601 = (0.299, 0.587, 0.114)
 

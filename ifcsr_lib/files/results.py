@@ -17,7 +17,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from .config import ROOT, Config
+from ..config import ROOT, Config
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas",
              "pillow", "matplotlib", "pyiqa")  # fmt: skip

@@ -16,12 +16,12 @@ from diffusers import DDPMScheduler
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from .backbone import load_backbone
-from .config import Config, resolve
-from .control import adain
-from .images import check_images, upsample
-from .models import IFCSR
-from .results import sha256
+from ..config import Config, resolve
+from ..control import adain
+from ..files.images import check_images, upsample
+from ..files.results import sha256
+from ..models import IFCSR
+from ..nets.backbone import load_backbone
 
 PARTS = ("encoder", "decoder", "others")
 

@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .backbone import shapes
-from .config import Config
-from .loss import FeatureDistance, PocketFeatures, VGG16Features
-from .models import ADAPTERS, IFCSR
-from .pocket import PROMPT_TOKENS
-from .trainer import Stage1, Stage2, precision, speed_and_memory
+from ..config import Config
+from ..loss import FeatureDistance, PocketFeatures, VGG16Features
+from ..models import ADAPTERS, IFCSR
+from ..nets.backbone import shapes
+from ..nets.pocket import PROMPT_TOKENS
+from ..trainer import Stage1, Stage2, precision, speed_and_memory
 
 PHOTOS = 95_000  # the paper's training set: FFHQ's first 10,000 and LSDIR's 85,000
 RESERVE = 1.5e9  # bytes for CUDA's context, cuDNN's workspaces and fragments, which no count of tensors sees; assumed

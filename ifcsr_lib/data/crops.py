@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .config import ROOT, Config
-from .images import list_images, read_image, upsample, write_image
-from .results import sha256, write_sidecar
+from ..config import ROOT, Config
+from ..files.images import list_images, read_image, upsample, write_image
+from ..files.results import sha256, write_sidecar
 
 HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their draws
 POCKET = ROOT / "data" / "pocket"
@@ -89,7 +89,7 @@ def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: 
     HR is the centre of the photograph, sides of at most `side` (cfg.heldout); LR is its x4 degradation
     (cfg.heldout_preset, cfg.seed, numbered in the order of files). files: default is the held-out photographs.
     """
-    from .degradation import degrade
+    from ..degradation import degrade
 
     folder, side = cfg.results / name, side or cfg.heldout
     files = photos("heldout") if files is None else files
@@ -208,7 +208,7 @@ def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
     index: sample index of each image; with cfg.seed it fixes every random draw. cfg.preset "mixed" takes
     degradation.PRESETS in turn; "noise" keeps the size (`degradation.noisy`), and lq and x_L are then equal.
     """
-    from .degradation import PRESETS, degrade, noisy
+    from ..degradation import PRESETS, degrade, noisy
 
     index = [int(i) for i in index]
     if cfg.preset == "noise":

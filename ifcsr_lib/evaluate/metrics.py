@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .config import ROOT, _hint
-from .images import check_images, list_images, read_image, write_image
-from .results import atomic
+from ..config import ROOT, _hint
+from ..files.images import check_images, list_images, read_image, write_image
+from ..files.results import atomic
 
 GAMMAS = tuple(i / 10 for i in range(11))
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B)

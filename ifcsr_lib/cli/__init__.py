@@ -12,8 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__
-from .config import PROFILES, RECIPES, Config, resolve
+from .. import __version__
+from ..config import PROFILES, RECIPES, Config, resolve
 
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
 
@@ -209,7 +209,7 @@ def plan(source: Path, target: Path, kind: str | None = None, overwrite: bool = 
     Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two photos with one
     output name, a file that exists (without overwrite) or that is itself an input.
     """
-    from .images import FORMATS, list_images
+    from ..files.images import FORMATS, list_images
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
@@ -245,7 +245,7 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
     """
     from tqdm import tqdm
 
-    from .images import check_images, read_image, upsample, write_image
+    from ..files.images import check_images, read_image, upsample, write_image
 
     failed = 0
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):  # no bar when stderr is not a terminal
@@ -268,7 +268,7 @@ def _upscale(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable; choose another OUT")
-    from .models import load
+    from ..models import load
 
     model = load(args.model)
     if args.tile is not None:
@@ -287,21 +287,21 @@ def _explore(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
     if not sample and not args.photo.is_file():
         raise FileNotFoundError(f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"')
-    from .control import Endpoints
-    from .explorer import Explorer
+    from ..control import Endpoints
+    from ..explorer import Explorer
 
     if pair:
         ends = Endpoints.load(args.photo)
         names = [name] if len(ends) == 1 else [f"{name} {i}" for i in range(len(ends))]
         explorer = Explorer(ends, names=names, gamma=args.gamma)
     else:
-        from .images import check_images, read_image
-        from .models import load
+        from ..files.images import check_images, read_image
+        from ..models import load
 
         hr = None
         if sample:
-            from .data import HELDOUT_INDEX, load_photo, photos
-            from .degradation import degrade
+            from ..data import HELDOUT_INDEX, load_photo, photos
+            from ..degradation import degrade
 
             photo = photos("heldout")[0]
             name, hr = photo.name, load_photo(photo)
@@ -324,7 +324,7 @@ def _explore(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     if args.out and args.out.suffix != ".csv":
         raise ValueError(f"--out {args.out}; allowed: a name that ends in .csv")
-    from .evaluate import score, summary
+    from ..evaluate import score, summary
 
     table = score(args.sr, args.hr, args.metrics)
     means = summary(table)
@@ -333,7 +333,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         better = "lower" if table.attrs["lower_better"][name] else "higher"
         print(f"  {name:12s} {value if isinstance(value, str) else f'{value:.4f}':>10}  ({better} is better)")
     if args.out:
-        from .results import atomic
+        from ..files.results import atomic
 
         with atomic(args.out) as temporary:
             table.to_csv(temporary, float_format="%.6f", lineterminator="\n")
@@ -342,7 +342,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from .datasets import DATASETS, State, home, prepare, report, verify, write_shards
+    from ..data.sets import DATASETS, State, home, prepare, report, verify, write_shards
 
     if args.name is None:
         if args.sources or args.shards is not None:
@@ -361,7 +361,8 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from . import benchmark, evaluate
+    from ..evaluate import benchmark
+    from ..evaluate import metrics as evaluate
 
     rows = benchmark.files(args.name, args.limit)
     gammas, metrics = evaluate._check_gammas(args.gammas or evaluate.GAMMAS), evaluate._names(args.metrics, hr=True)
@@ -370,13 +371,13 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.processes > 1 and "RANK" not in os.environ:
         return _launch(args.processes, args.argv)
     rank, *_ = benchmark.processes()  # before load, which puts the model on this process's GPU
-    from .models import load
+    from ..models import load
 
     model = load(args.model)
     table = benchmark.run(model, args.name, gammas, metrics, args.colour_fix, args.limit, progress=True)
     if rank:
         return 0
-    from .results import write_table
+    from ..files.results import write_table
 
     means, inputs = evaluate.summary(table), [rows[0][1].parent, rows[0][2].parent]
     fix = args.colour_fix or model.cfg.colour_fix
@@ -408,7 +409,7 @@ def _launch(count: int, argv: list[str]) -> int:
 
 
 def _protocol(args: argparse.Namespace) -> int:
-    from .benchmark import protocol
+    from ..evaluate.benchmark import protocol
 
     print(protocol().to_string(float_format="{:.6g}".format, na_rep=""))
     return 0
@@ -417,11 +418,11 @@ def _protocol(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     cfg = resolve(args.profile, args.seed, _settings(args))
     if args.dry_run:
-        from .plan import dry_run
+        from .dry_run import dry_run
 
         dry_run(cfg, args.stage, args.cards)
         return 0
-    from .trainer import run_stage
+    from ..trainer import run_stage
 
     def tell(row: dict) -> None:
         if row["step"] % 50 == 0 or row["step"] in (1, row["steps"]):
@@ -443,7 +444,7 @@ def _settings(args: argparse.Namespace) -> dict:
 def _reproduce(args: argparse.Namespace) -> int:
     settings = _settings(args)
     cfg = resolve(args.profile, args.seed, settings)
-    from .reproduce import reproduce
+    from ..reproduce import reproduce
 
     reproduce(profile=cfg.profile, seed=args.seed, overrides=settings, only=args.only)
     return 0
@@ -453,11 +454,7 @@ def _describe(args: argparse.Namespace) -> int:
     cfg = resolve(args.profile, overrides=dict(args.set))
     import json
 
-    from .models import describe
+    from ..models import describe
 
     print(json.dumps(describe(cfg), indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler
 from torch import Tensor, nn
 
-from .control import adain
-from .data import normal, uniform
-from .images import check_images, upsample
-from .models import ADAPTERS, IFCSR
-from .results import sha256
-from .trainer import _Stage, run_folder, train
+from ..control import adain
+from ..data import normal, uniform
+from ..files.images import check_images, upsample
+from ..files.results import sha256
+from ..models import ADAPTERS, IFCSR
+from ..trainer import _Stage, run_folder, train
 
 GROUPS = (249, 499, 749)  # RCOD's timesteps, from the mildest degradation to the worst
 COSINES = (0.7, 0.5)  # RCOD's edges between them: cosine of z_L and z_H, in SD's latents
@@ -508,7 +508,7 @@ def cosine_edges(model: IFCSR, samples, count: int = 48) -> tuple[float, float]:
     # DECISION D44: pocket latents of x_L and x_H have cosines of .9 to 1, so RCOD's .7 and .5 would leave one group
     if not isinstance(model.vae, AutoencoderTiny):
         return COSINES
-    from .data import low_quality
+    from ..data import low_quality
 
     cosines = []
     for i in range(count):

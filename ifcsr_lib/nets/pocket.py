@@ -15,10 +15,10 @@ from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import Config
-from .data import low_quality, normal, uniform
-from .loss import FeatureDistance, PocketFeatures, _unit
-from .results import atomic, read_json, write_json
+from ..config import Config
+from ..data import low_quality, normal, uniform
+from ..files.results import atomic, read_json, write_json
+from ..loss import FeatureDistance, PocketFeatures, _unit
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
 
