@@ -20,11 +20,11 @@ import torch.nn.functional as F
 import traitlets
 from torch import Tensor
 
-from . import __version__, portable
-from .control import Endpoints
-from .evaluate import EPS, METRICS, _items, _load, _luma_errors, missing, sweep
-from .images import decode_image, encode_png, read_image, to_uint8, upsample
-from .results import atomic
+from .. import __version__, portable
+from ..control import Endpoints
+from ..evaluate import EPS, METRICS, _items, _load, _luma_errors, missing, sweep
+from ..images import decode_image, encode_png, read_image, to_uint8, upsample
+from ..results import atomic
 
 PRESETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HERE = Path(__file__).parent
