@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from traitlets import TraitError
 
 from ifcsr_lib import evaluate, models
 from ifcsr_lib.control import Endpoints
@@ -73,7 +74,7 @@ def test_gamma_of_one_image_or_of_all():
 
 
 def test_a_page_moves_python():
-    """set_state is what a comm message calls: all traits at once, as explorer.js sends them."""
+    """set_state is what a comm message calls: all traits at once, as the front end sends them."""
     explorer = Explorer(pair(2), hr=rand(2, 3, 36, 50, seed=9))
     seen = []
     explorer.observe(lambda change: seen.append(change.new), "gamma")
@@ -140,6 +141,44 @@ def test_more_bad_input(tmp_path):
     with pytest.raises(ValueError, match="bits=12"):
         explorer.save_png(tmp_path / "x.png", bits=12)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, error", [("gamma", TypeError), ("gammas", ValueError), ("index", ValueError), ("view", ValueError)])
+def test_none_is_refused_from_either_side(name, error):
+    """Set from Python or sent by a page, alone or among good values: an error that says what is allowed, and nothing moves."""
+    explorer = Explorer(pair(2), names=["a", "b"])
+    before = {key: getattr(explorer, key) for key in ("gamma", "gammas", "same_gamma", "index", "view")}
+    changes = []
+    explorer.observe(changes.append, list(before))
+    good = {"gamma": 0.25, "gammas": [0.5, 0.25], "same_gamma": False, "index": 1, "view": [0.2, 0.8, 4]}
+    for call in (lambda: setattr(explorer, name, None), lambda: explorer.set_state({name: None}),
+                 lambda: explorer.set_state(good | {name: None})):  # fmt: skip
+        explorer.error = ""
+        with pytest.raises(error, match=f"{name}.*None.*(allowed|pass a number)"):
+            call()
+        assert {key: getattr(explorer, key) for key in before} == before and not changes
+    assert name in explorer.error and "None" in explorer.error
+    explorer.set_state(good)
+    assert (explorer.gamma, explorer.gammas, explorer.index, explorer.view) == (0.25, (0.5, 0.25), 1, (0.2, 0.8, 4))
+
+
+@pytest.mark.parametrize("name, value", [("gammas", [0.5, None]), ("gammas", [0.5, "1"]), ("view", [None, 0.5, 1]), ("view", [0.5, 0.5, None]),
+                                         ("view", "abc"), ("index", "1"), ("index", 1.5)])  # fmt: skip
+def test_none_inside_is_refused_too(name, value):
+    explorer = Explorer(pair(2))
+    before = getattr(explorer, name)
+    for call in (lambda: setattr(explorer, name, value), lambda: explorer.set_state({name: value})):
+        with pytest.raises((TypeError, ValueError), match=r"allowed|pass a number"):
+            call()
+        assert getattr(explorer, name) == before
+    assert "allowed" in explorer.error or "pass a number" in explorer.error
+
+
+def test_same_gamma_none_from_a_page_changes_nothing():
+    explorer = Explorer(pair(2))
+    with pytest.raises(TraitError, match="same_gamma"):
+        explorer.set_state({"gamma": 0.1, "same_gamma": None})
+    assert explorer.same_gamma is True and explorer.gamma == 0.5 and "same_gamma" in explorer.error
 
 
 def test_a_move_runs_no_network(tiny_cfg, monkeypatch):
@@ -274,6 +313,17 @@ def test_a_pair_is_opened(monkeypatch, tmp_path):
     assert Explorer(Endpoints.load(path)).gamma == 0.3
 
 
+def test_a_pair_opens_beside_images_of_one_gamma(monkeypatch, tmp_path):
+    """The images that were there keep the gamma they shared; the new one starts as its file says."""
+    path = pair(2, 40, 44, seed=5).save(tmp_path / "photo.ifcsr.zip", "a model", gamma=0.3)
+    explorer = Explorer(pair(2), gamma=0.7)
+    talk(explorer, monkeypatch)
+    assert explorer.same_gamma
+    explorer.receive({"kind": "open", "name": path.name}, [path.read_bytes()])
+    assert explorer.error == "" and explorer.names == ["0", "1", "photo 0", "photo 1"]
+    assert explorer.gammas == (0.7, 0.7, 0.3, 0.3) and (explorer.index, explorer.gamma) == (2, 0.3) and not explorer.same_gamma
+
+
 # files -----------------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +346,21 @@ def test_png_export(bits, tiny_cfg, tmp_path, monkeypatch):
     with torch.no_grad():
         next(iter(model.adapter("realism").values())).add_(1e-3)
     assert Explorer(ends, model=model).model["hash"] != text["hash"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "..\\x", "/etc/x", "a\x00b", "C:x", ".."])
+def test_an_export_stays_in_its_folder(name, tmp_path, monkeypatch):
+    """Names of images and of models are text: one file per model, right in the folder, and nothing beside it."""
+    folder = tmp_path / "one" / "two"
+    explorer = compare({"A": pair(), "b/../../c": pair(seed=5)}, names=[name], folder=folder)
+    sent = talk(explorer, monkeypatch)
+    explorer.receive({"kind": "export", "bits": 8}, [])
+    assert explorer.error == "" and "written: " in sent[-1][0]["text"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 and {path.parent for path in files} == {folder}
+    assert not any(set(path.name) & set('/\\:*?"<>|\0') for path in files)
+    with Image.open(files[0]) as image:
+        assert image.text["image"] == name.replace("\0", "") or "\0" in name
 
 
 def test_export_that_fails_is_shown(tmp_path):

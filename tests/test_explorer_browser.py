@@ -380,6 +380,24 @@ def test_errors_are_shown(page):
     assert find(page, ".ifcsr-message").text.endswith("wanted <here>") and find(page, ".ifcsr-message").get_attribute("role") == "alert"
 
 
+def test_pixels_before_they_are_decoded(page, folder):
+    """ready is a promise, there from the first moment; until it is kept, getPixels says what to wait for, then it is E1."""
+    script = """Object.defineProperty(window, "ifcsr", {configurable: true, set(api) {
+      Object.defineProperty(window, "ifcsr", {value: api});
+      window.early = [api.ready instanceof Promise, api.gamma];
+      try { api.getPixels(); window.early.push("no error"); } catch (error) { window.early.push(error.message); }
+    }});"""
+    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        page.get((folder / "page.html").as_uri())
+        assert js(page, "return window.early;") == [True, 0.5, "the pictures are not decoded yet; await ready first, then call getPixels"]
+        assert js(page, "await ifcsr.ready; return ifcsr.getPixels().length;") == 4 * H * W
+        with pytest.raises(RuntimeError, match="pane 1 does not exist; allowed: 0 to 0"):
+            js(page, "ifcsr.getPixels(1);")
+    finally:
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_damaged_picture_is_shown(driver, explorer, folder):
     text = (folder / "page.html").read_text(encoding="utf-8")
     at = text.index('"0/0/fid": "') + 2000

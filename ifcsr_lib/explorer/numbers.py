@@ -1,4 +1,4 @@
-"""Numbers of a pair of endpoints in closed form: what is measured once, and what follows from it at any gamma."""
+"""Numbers of a pair of endpoints: measured once, then in closed form at any gamma."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def fraction(value, name: str) -> float:
 def measured(part: Endpoints, hr: Tensor | None, low: Tensor | None) -> dict:
     """What the page and `at` have to know of one image's endpoints, (1, 3, H, W) in [0, 1].
 
-    "difference": mean |x_real - x_fid| in levels of 255. "errors": [E_f, E_r, C] against hr (1, 3, H, W), C = mean(e_f e_r)
-    and e the error in Y. "consistency": the same of the 4x4 means against low (1, 3, H/4, W/4); None where there is no
-    hr, no low, or low has a side under 16.
+    "difference": mean |x_real - x_fid| in levels of 255. "errors": [E_f, E_r, C] against hr (1, 3, H, W), C =
+    mean(e_f e_r) and e the error in Y. "consistency": the same of the 4x4 means against low (1, 3, H/4, W/4);
+    None where there is no hr, no low, or low has a side under 16.
     """
     errors = consistency = None
     if hr is not None:
@@ -41,13 +41,13 @@ def measured(part: Endpoints, hr: Tensor | None, low: Tensor | None) -> dict:
 
 
 def psnr(errors: list[float], gamma: float) -> float:
-    """PSNR (dB) at gamma from [E_f, E_r, C]: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, see evaluate.psnr_curve."""
+    """PSNR (dB) at gamma from [E_f, E_r, C]: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C."""
     e_f, e_r, c = errors
     return -10 * math.log10((1 - gamma) ** 2 * e_f + gamma**2 * e_r + 2 * gamma * (1 - gamma) * c + EPS)
 
 
 def best_gamma(errors: list[float]) -> float:
-    """The gamma of highest PSNR; 0 where the endpoints have the same luma, so that every gamma scores alike."""
+    """The gamma of highest PSNR; 0 where the endpoints have the same luma and every gamma scores alike."""
     e_f, e_r, c = errors
     width = e_f + e_r - 2 * c
     return min(max((e_f - c) / width, 0.0), 1.0) if width > 1e-15 else 0.0
@@ -58,7 +58,8 @@ def at(known: dict, gamma: float) -> dict[str, float]:
     out = {"gamma": gamma, "difference": known["difference"]}
     if known["errors"] is not None:
         best = best_gamma(known["errors"])
-        out |= {"psnr": psnr(known["errors"], gamma), "best_gamma": best, "best_psnr": psnr(known["errors"], best)}
+        out |= {"psnr": psnr(known["errors"], gamma), "best_gamma": best}
+        out["best_psnr"] = psnr(known["errors"], best)
     if known["consistency"] is not None:
         out["consistency"] = psnr(known["consistency"], gamma)
     return out

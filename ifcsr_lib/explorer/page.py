@@ -6,35 +6,38 @@ import json
 import re
 from pathlib import Path
 
-_HERE = Path(__file__).parent
+JS = Path(__file__).parent / "js"
 # A module imports only from those before it, so that joined in this order they are one module.
-MODULES = ("util", "png", "pair", "sampling", "blend", "numbers", "painters", "state", "stage", "brush", "controls", "pointers",
-           "gallery", "charts", "pictures", "files", "app", "hosts")  # fmt: skip
+MODULES = ("util", "png", "pair", "sampling", "blend", "numbers", "painters", "state", "stage", "brush",
+           "controls", "pointers", "gallery", "charts", "pictures", "files", "app", "hosts")  # fmt: skip
 _DROPPED = re.compile(
     r"^import .*\n"  # one scope needs no imports
     r"|^export (?!default)"
-    r"|^ */\*\*(?:.|\n)*?\*/\n"  # a comment on lines of its own stays in js/, and every notebook stays smaller
+    r"|^ */\*\*(?:.|\n)*?\*/\n"  # comments on lines of their own stay in js/, which keeps notebooks small
     r"|^ *//.*\n",
     re.MULTILINE,
 )
 
 
 def join() -> str:
-    """js/*.js as one ES module: without imports, comment lines and the word export, except for the default one."""
-    return "\n".join(_DROPPED.sub("", (_HERE / "js" / f"{name}.js").read_text(encoding="utf-8")).strip() for name in MODULES) + "\n"
+    """js/*.js as one ES module, without imports, comment lines and exports but the default one."""
+    texts = [(JS / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
+    return "".join(_DROPPED.sub("", text).strip() + "\n" for text in texts)
 
 
 ESM = join()
-CSS = (_HERE / "explorer.css").read_text(encoding="utf-8")
+CSS = JS.with_name("explorer.css").read_text(encoding="utf-8")
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>IFCSR: fidelity to realism</title>
 <style>
 /*CSS*/
 html {color-scheme: light dark}
-body {max-width: 1400px; margin: 0 auto; padding: 12px; background: var(--ifcsr-back); color: var(--ifcsr-ink)}
+body {max-width: 1400px; margin: 0 auto; padding: 12px}
+body {background: var(--ifcsr-back); color: var(--ifcsr-ink)}
 </style></head><body>
 <main id="ifcsr"></main>
 <noscript>This page blends its pictures with JavaScript; allow it for this file.</noscript>
@@ -47,7 +50,7 @@ page(JSON.parse(document.getElementById("ifcsr-data").textContent), document.get
 
 
 def html(spec: dict, state: dict, pictures: dict[str, str]) -> str:
-    """The page. spec: Explorer's description of the images; state: its traits; pictures: {key: PNG in base64}."""
+    """The page. spec: what Explorer says of the images; state: its traits; pictures: {key: PNG in base64}."""
     data = json.dumps({"spec": spec, "state": state, "pictures": pictures}, allow_nan=False)
     page = _PAGE.replace("/*CSS*/", CSS).replace("/*JS*/", ESM)
     return page.replace("/*DATA*/", data.replace("<", "\\u003c"))  # no name can close the script

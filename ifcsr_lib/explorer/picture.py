@@ -19,11 +19,11 @@ from .numbers import measured
 
 @dataclass
 class Picture:
-    """parts: {label: Endpoints} of one image, (1, 3, H, W) each. hr, x_L: what they are compared with, or None.
+    """parts: {label: Endpoints} of one image, (1, 3, H, W) each. hr, x_L: what they are compared with.
 
-    made: {label: {"model", "hash"}}. numbers: {label: see numbers.measured}. curves: {label: {metric: points, see
-    Explorer.measure}}. planes: the painted map, None or two (H, W) uint8 arrays, cover and paint; gamma of a pixel is
-    ((255 - cover) gamma + paint) / 255.
+    made: {label: {"model", "hash"}}. numbers: {label: see numbers.measured}. curves: {label: {metric: points,
+    see Explorer.measure}}. planes: the painted map, None or two (H, W) uint8 arrays, cover and paint; gamma
+    of a pixel is ((255 - cover) gamma + paint) / 255.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Picture:
     planes: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, name: str, parts: dict[str, Endpoints], lq=None, hr=None, described: dict | None = None) -> Picture:
-        """lq: (1, 3, H/4, W/4); default: the 4x4 means of x_L. described: {label: {"model", "hash"} or None}."""
+    def of(cls, name: str, parts: dict[str, Endpoints], lq=None, hr=None, described=None) -> Picture:
+        """lq: (1, 3, H/4, W/4); default: the 4x4 means of x_L. described: {label: {"model", "hash"}}."""
         x_L = next(iter(parts.values())).x_L if lq is None else upsample(lq)
         low = F.avg_pool2d(x_L, 4) if lq is None and x_L is not None else lq
-        made = {label: (described or {}).get(label) or portable.describe(part.made_by) for label, part in parts.items()}
+        made = {label: portable.describe(part.made_by) for label, part in parts.items()} | (described or {})
         numbers = {label: measured(part, hr, low) for label, part in parts.items()}
         return cls(name, parts, hr, x_L, made, numbers, {label: {} for label in parts})
 
@@ -60,7 +60,10 @@ class Picture:
     def described(self, thumb: bool) -> dict:
         """What the front end has to know of it, without its pixels."""
         h, w = self.size
-        panes = [{"label": label, **self.made[label], **self.numbers[label], "curves": self.curves[label]} for label in self.parts]
+        panes = [
+            {"label": label, **self.made[label], **self.numbers[label], "curves": self.curves[label]}
+            for label in self.parts
+        ]
         return {"name": self.name, "width": w, "height": h, "hr": self.hr is not None, "thumb": thumb,
                 "x_L": self.x_L is not None, "map": self.planes is not None, "panes": panes}  # fmt: skip
 
@@ -72,7 +75,7 @@ class Picture:
         return keys + [key for key, yes in there.items() if yes]
 
     def png(self, key: str, level: int) -> bytes:
-        """One of its pictures, 8 bit: pane/fid, pane/real, bicubic, HR, map, thumb_fid, thumb_real. level: of zlib."""
+        """pane/fid, pane/real, bicubic, HR, map, thumb_fid or thumb_real, in 8 bit. level: of zlib."""
         pane, _, kind = key.rpartition("/")
         if kind == "map" and self.planes is not None:
             return encode_png(torch.from_numpy(np.stack(self.planes)[None]).float() / 255, level=level)
@@ -93,14 +96,14 @@ class Picture:
         return (((255 - cover) * gamma + paint) / 255)[None, None]
 
     def paint(self, value: Tensor | None) -> None:
-        """A map (1, 1, H, W) that holds gamma everywhere, until a brush erases it in the page; None for no map."""
+        """A map (1, 1, H, W) holds gamma everywhere, until a brush erases it in the page; None: no map."""
         self.planes = None
         if value is not None:
             paint = to_uint8(value)[0, ..., 0]
             self.planes = (np.full_like(paint, 255), paint)
 
     def paint_png(self, data: bytes) -> None:
-        """The map as a page sends it: a PNG, grey is cover, alpha is paint. Raises ValueError for any other picture."""
+        """The map as a page sends it: a PNG, grey is cover, alpha is paint. Raises ValueError."""
         photo = decode_image(data, "the gamma map")
         h, w = self.size
         if tuple(photo.rgb.shape[-2:]) != (h, w) or photo.alpha is None:
@@ -110,23 +113,24 @@ class Picture:
 
 
 def singles(ends) -> list[Endpoints]:
-    """Endpoints, or a list of them, as a list of one image each, on the CPU. Raises TypeError or ValueError."""
+    """Endpoints, or a list of them, as a list of one image each, on the CPU. TypeError, ValueError."""
     parts = list(ends) if isinstance(ends, (list, tuple)) else [ends]
     for part in parts:
         if not isinstance(part, Endpoints):
-            raise TypeError(f"ends came as {type(part).__name__}; pass model.endpoints(lq), or a list of such")
+            kind = type(part).__name__
+            raise TypeError(f"ends came as {kind}; pass model.endpoints(lq), or a list of such")
     if not parts:
         raise ValueError("ends is an empty list; pass the Endpoints of at least one image")
     out = []
     for part in parts:
-        x_fid, x_real, x_L = (None if x is None else x.detach().cpu() for x in (part.x_fid, part.x_real, part.x_L))
-        own = Endpoints(x_fid, x_real, x_L, part.made_by)
+        x_L = None if part.x_L is None else part.x_L.detach().cpu()
+        own = Endpoints(part.x_fid.detach().cpu(), part.x_real.detach().cpu(), x_L, part.made_by)
         out += [own[i] for i in range(len(own))]
     return out
 
 
 def fitting(x, ends: list[Endpoints], name: str, divisor: int) -> list[Tensor | None]:
-    """x as one CPU image for each of ends, of their size divided by `divisor`; a None for each where x is None."""
+    """One CPU image of x, or None, for each of ends, of their size divided by `divisor`."""
     if x is None:
         return [None] * len(ends)
     items = [_load(item, name).detach().cpu() for item in _items(x, name)]
@@ -135,8 +139,8 @@ def fitting(x, ends: list[Endpoints], name: str, divisor: int) -> list[Tensor | 
     for i, (item, one) in enumerate(zip(items, ends, strict=True)):
         want = (1, 3, *(s // divisor for s in one.x_fid.shape[-2:]))
         if tuple(item.shape) != want:
-            raise ValueError(f"{name} of image {i} is {tuple(item.shape)}; allowed: {want}, its endpoints' size"
-                             + (f" / {divisor}" if divisor > 1 else ""))  # fmt: skip
+            size = "its endpoints' size" + (f" / {divisor}" if divisor > 1 else "")
+            raise ValueError(f"{name} of image {i} is {tuple(item.shape)}; allowed: {want}, {size}")
     return items
 
 

@@ -1,7 +1,7 @@
-"""The types of Explorer's traits: each judges a value by itself, says what is allowed, and never takes None by accident.
+"""The types of Explorer's traits: each judges a value by itself and says what is allowed.
 
-traitlets' Float, Int and Tuple would do the same with its TraitError, which is neither a TypeError nor a ValueError and
-does not say what is allowed.
+traitlets' Float, Int and Tuple would do the same with its TraitError, which is neither a TypeError nor a
+ValueError and does not say what is allowed.
 """
 
 from __future__ import annotations
@@ -46,15 +46,17 @@ class View(traitlets.TraitType):
 
     def validate(self, obj, value) -> tuple[float, float, float]:
         if not isinstance(value, (tuple, list)) or len(value) != 3:
-            raise ValueError(f"{self.name}={value!r}; allowed: (x, y, zoom), x and y from 0 to 1, zoom from 0 (fit) to 32")
+            allowed = "(x, y, zoom), x and y from 0 to 1, zoom from 0 (fit) to 32"
+            raise ValueError(f"{self.name}={value!r}; allowed: {allowed}")
         x, y, zoom = value
         if isinstance(zoom, bool) or not isinstance(zoom, Real) or not 0 <= zoom <= 32:
-            raise ValueError(f"{self.name} zoom={zoom!r}; allowed: 0 (fit) to 32 screen pixels per image pixel")
+            allowed = "0 (fit) to 32 screen pixels per image pixel"
+            raise ValueError(f"{self.name} zoom={zoom!r}; allowed: {allowed}")
         return fraction(x, f"{self.name} x"), fraction(y, f"{self.name} y"), zoom
 
 
 class GammaMap(traitlets.TraitType):
-    """None, or H x W numbers in [0, 1] for the shown image, as (1, 1, H, W) in steps of 1/255, as the page holds it."""
+    """None, or H x W numbers in [0, 1]; kept as (1, 1, H, W) in steps of 1/255, as in the page."""
 
     allow_none = True
 
@@ -63,7 +65,8 @@ class GammaMap(traitlets.TraitType):
             return value
         x, (h, w) = torch.as_tensor(value).detach().cpu().float(), obj.pictures[obj.index].size
         if x.numel() != h * w or tuple(x.shape[-2:]) != (h, w):
-            raise ValueError(f"{self.name} has shape {tuple(x.shape)}; allowed: (1, 1, {h}, {w}), the size of the image")
+            allowed = f"(1, 1, {h}, {w}), the size of the image"
+            raise ValueError(f"{self.name} has shape {tuple(x.shape)}; allowed: {allowed}")
         if not bool(((x >= 0) & (x <= 1)).all()):  # NaN fails too
             raise ValueError(f"{self.name} spans [{x.min().item():g}, {x.max().item():g}]; allowed: 0 to 1")
         return x.reshape(1, 1, h, w).mul(255).round().div(255)

@@ -46,7 +46,8 @@ export class App {
     this.charts = new Charts(this, widgets);
     this.pointers = new Pointers(this);
     this.stages = new Stages(this, stage => this.pointers.watch(stage));
-    this.root.append(this.gallery.row, this.stages.box, ...this.controls.rows, this.charts.box, this.controls.made);
+    const {gallery, stages, controls, charts} = this;
+    root.append(gallery.row, stages.box, ...controls.rows, charts.box, controls.made);
     this.listen();
     this.gallery.fill();
     this.layout();

@@ -8,7 +8,8 @@ const ONE = 65536; // gamma as a 16-bit fraction: within 0.002 of a level of E1 
  * @param {Uint8Array} real as fid
  * @param {number} gamma 0 to 1
  * @param {Uint32Array} out a word per pixel, 0xAABBGGRR, filled
- * @param {?{cover: Uint8Array, paint: Uint8Array}} map then gamma of a pixel is ((255 - cover) gamma + paint) / 255
+ * @param {?{cover: Uint8Array, paint: Uint8Array}} map then gamma of a pixel is
+ *   ((255 - cover) gamma + paint) / 255
  */
 export function blend(fid, real, gamma, out, map = null) {
   const n = out.length;
@@ -18,7 +19,8 @@ export function blend(fid, real, gamma, out, map = null) {
       const W = ((255 - cover[k]) * gamma + paint[k]) * scale + 0.5 | 0;
       const r = fid[i], g = fid[i + 1], b = fid[i + 2];
       out[k] = 0xff000000 | ((b << 16) + (real[i + 2] - b) * W + 32768 & 0xff0000)
-        | ((g << 16) + (real[i + 1] - g) * W + 32768 >> 8 & 0xff00) | (r << 16) + (real[i] - r) * W + 32768 >> 16;
+        | ((g << 16) + (real[i + 1] - g) * W + 32768 >> 8 & 0xff00)
+        | (r << 16) + (real[i] - r) * W + 32768 >> 16;
     }
     return;
   }
@@ -26,6 +28,7 @@ export function blend(fid, real, gamma, out, map = null) {
   for (let k = 0, i = 0; k < n; k++, i += 3) {
     const r = fid[i], g = fid[i + 1], b = fid[i + 2];
     out[k] = 0xff000000 | ((b << 16) + (real[i + 2] - b) * G + 32768 & 0xff0000)
-      | ((g << 16) + (real[i + 1] - g) * G + 32768 >> 8 & 0xff00) | (r << 16) + (real[i] - r) * G + 32768 >> 16;
+      | ((g << 16) + (real[i + 1] - g) * G + 32768 >> 8 & 0xff00)
+      | (r << 16) + (real[i] - r) * G + 32768 >> 16;
   }
 }

@@ -1,4 +1,5 @@
-// The brush on the gamma map. A stroke is as strong as its strongest dab, and mixes with what was there when it began.
+// The brush on the gamma map. A stroke is as strong as its strongest dab, and it mixes with what
+// was there when it began.
 
 import {copiedMap, croppedMap, emptyMap} from "./state.js";
 
@@ -31,13 +32,16 @@ export class Stroke {
   dab(x, y) {
     const r = this.settings.size / 2, [fromX, fromY] = this.last || [x, y];
     const steps = Math.max(1, Math.ceil(Math.hypot(x - fromX, y - fromY) / Math.max(1, r / 4)));
-    for (let k = 1; k <= steps; k++) this.stamp(fromX + (x - fromX) * k / steps, fromY + (y - fromY) * k / steps, r);
+    for (let k = 1; k <= steps; k++) {
+      this.stamp(fromX + (x - fromX) * k / steps, fromY + (y - fromY) * k / steps, r);
+    }
     this.last = [x, y];
   }
 
   /** One round print: full in the middle, nothing at the rim. */
   stamp(cx, cy, r) {
-    const {map, base, depth, rect} = this, {width, height} = this.size, {gamma, strength, erase} = this.settings;
+    const {map, base, depth, rect} = this, {width, height} = this.size;
+    const {gamma, strength, erase} = this.settings;
     const x0 = Math.max(0, Math.floor(cx - r)), x1 = Math.min(width - 1, Math.ceil(cx + r));
     const y0 = Math.max(0, Math.floor(cy - r)), y1 = Math.min(height - 1, Math.ceil(cy + r));
     if (x1 < x0 || y1 < y0) return;

@@ -73,7 +73,8 @@ export class Charts {
     const low = Math.min(...values), high = Math.max(...values), span = high - low || 1;
     const X = gamma => PAD + gamma * (WIDTH - 2 * PAD);
     const Y = v => HEIGHT - PAD - (v - low) / span * (HEIGHT - 2 * PAD);
-    const path = points => points.map(([g, v], i) => `${i ? "L" : "M"}${X(g).toFixed(1)} ${Y(v).toFixed(1)}`).join("");
+    const corner = ([g, v], i) => `${i ? "L" : "M"}${X(g).toFixed(1)} ${Y(v).toFixed(1)}`;
+    const path = points => points.map(corner).join("");
     const marker = h("line", {y1: 0, y2: HEIGHT, class: "ifcsr-marker"});
     const dots = drawn.map(line => h("circle", {r: 3.5, fill: colour(line)}));
     const label = `${title} along gamma, from ${low.toPrecision(4)} to ${high.toPrecision(4)}`;

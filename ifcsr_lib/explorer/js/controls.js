@@ -9,7 +9,8 @@ const WIPE_STEP = 0.02;
 const PAN_STEP = 40; // screen pixels of an arrow key on the picture
 
 const field = (text, control) => h("label", {class: "ifcsr-field"}, h("span", {}, text), control);
-const row = (label, ...children) => h("div", {class: "ifcsr-row", role: "group", "aria-label": label}, ...children);
+const row = (label, ...children) =>
+  h("div", {class: "ifcsr-row", role: "group", "aria-label": label}, ...children);
 
 /** "nearer to fidelity" and the like, for screen readers. */
 export function nearTo(gamma) {
@@ -71,9 +72,10 @@ export class Controls {
     this.status = h("div", {class: "ifcsr-status", role: "status"});
     this.made = h("small", {class: "ifcsr-made"});
     const slide = this.slideRow(), presets = this.presetRow();
-    const tools = h("div", {class: "ifcsr-row ifcsr-tools"}, this.viewRow(), this.compareRow(), this.fileRow());
+    const tools = [this.viewRow(), this.compareRow(), this.fileRow()];
     this.brushRow = this.makeBrushRow();
-    this.rows = [slide, presets, this.message, tools, this.brushRow, this.status];
+    const toolRow = h("div", {class: "ifcsr-row ifcsr-tools"}, ...tools);
+    this.rows = [slide, presets, this.message, toolRow, this.brushRow, this.status];
     this.listenToKeys();
   }
 
@@ -97,8 +99,9 @@ export class Controls {
       this.alert("");
       app.state.setGamma(gamma);
     });
-    return h("div", {class: "ifcsr-row ifcsr-slide"}, h("span", {"aria-hidden": "true"}, "faithful"), this.slider,
-      h("span", {"aria-hidden": "true"}, "realistic"), field("γ", this.typed));
+    const word = text => h("span", {"aria-hidden": "true"}, text);
+    return h("div", {class: "ifcsr-row ifcsr-slide"}, word("faithful"), this.slider, word("realistic"),
+      field("γ", this.typed));
   }
 
   presetRow() {
@@ -140,21 +143,21 @@ export class Controls {
   compareRow() {
     const {app, widgets} = this;
     this.against = widgets.select("compare with", name => app.compareWith(name));
-    this.wipe = widgets.range("wipe: how much of the width shows the compared image", 0, 1, 0.001, app.look.wipe,
-      share => this.setWipe(share));
+    const wipeLabel = "wipe: how much of the width shows the compared image";
+    this.wipe = widgets.range(wipeLabel, 0, 1, 0.001, app.look.wipe, share => this.setWipe(share));
     this.tint = widgets.select("overlay", kind => this.setTint(kind),
       {"": "nothing", difference: "where the ends differ", map: "the γ map"});
     this.legend = Stages.legend();
-    return row("compare", field("compare", this.against), field("wipe", this.wipe), field("overlay", this.tint),
-      this.legend);
+    return row("compare", field("compare", this.against), field("wipe", this.wipe),
+      field("overlay", this.tint), this.legend);
   }
 
   fileRow() {
     const {app, widgets} = this;
     this.bits = widgets.select("bits per channel of the export", null, {8: "8 bit", 16: "16 bit"});
     const pair = widgets.file(".zip", file => app.files.open(file));
-    return row("files", this.bits,
-      widgets.button("Export PNG", "the whole picture as a PNG file", () => app.files.exportPNG(+this.bits.value)),
+    const save = () => app.files.exportPNG(+this.bits.value);
+    return row("files", this.bits, widgets.button("Export PNG", "the whole picture as a PNG file", save),
       widgets.button("Open .ifcsr.zip…", "add an endpoint pair", () => pair.click()), pair);
   }
 
@@ -177,11 +180,14 @@ export class Controls {
     });
     const file = widgets.file(".png,image/png", chosen => app.files.importMap(chosen));
     this.mapNote = h("small", {});
+    const importMap = widgets.button(
+      "Import map…", "import a gamma map, a grey PNG of the image's size", () => file.click());
+    const exportMap = widgets.button(
+      "Export map", "export the gamma map as a grey PNG", () => app.files.exportMap());
     const brushRow = row("gamma map", field("paints γ", gamma), gammaText, field("size", this.size),
       field("strength", strength), erase.label,
-      widgets.button("Clear", "clear the gamma map", () => app.clearMap()),
-      widgets.button("Import map…", "import a gamma map, a grey PNG of the image's size", () => file.click()), file,
-      widgets.button("Export map", "export the gamma map as a grey PNG", () => app.files.exportMap()), this.mapNote);
+      widgets.button("Clear", "clear the gamma map", () => app.clearMap()), importMap, file, exportMap,
+      this.mapNote);
     brushRow.hidden = true;
     return brushRow;
   }
@@ -375,7 +381,8 @@ export class Controls {
     const {brush, look, stages, state: {image: {width, height}}} = this.app;
     const step = (brush.on ? Math.max(1, brush.size / 8) : 1) * far;
     look.cursor = {
-      x: clamp(look.cursor.x + dx * step, 0, width - 0.5), y: clamp(look.cursor.y + dy * step, 0, height - 0.5),
+      x: clamp(look.cursor.x + dx * step, 0, width - 0.5),
+      y: clamp(look.cursor.y + dy * step, 0, height - 0.5),
     };
     stages.placeRings();
     stages.repaint("gamma");

@@ -22,7 +22,9 @@ export function mapFromGrey(picture) {
 /** gamma of each of n pixels in levels of 255, with a map or (null) without. */
 export function mapToGrey(map, gamma, n) {
   const grey = new Uint8Array(n);
-  for (let i = 0; i < n; i++) grey[i] = Math.round(map ? (255 - map.cover[i]) * gamma + map.paint[i] : 255 * gamma);
+  for (let i = 0; i < n; i++) {
+    grey[i] = Math.round(map ? (255 - map.cover[i]) * gamma + map.paint[i] : 255 * gamma);
+  }
   return grey;
 }
 
@@ -71,7 +73,7 @@ export class Files {
     root.append(link);
     link.click();
     link.remove();
-    setTimeout(() => URL.revokeObjectURL(href), 10000); // goes on after free(): the download may still be read
+    setTimeout(() => URL.revokeObjectURL(href), 10000); // also after free(): the download may still be read
     this.app.note(`saved: ${link.download}`);
   }
 
@@ -124,8 +126,8 @@ export class Files {
   async open(file) {
     const {app} = this, {host, state} = app;
     if (!/\.zip$/i.test(file.name)) {
-      const allowed = "allowed: .ifcsr.zip files, written by ends.save (a gamma map goes through “Import map”)";
-      throw new Error(`${file.name}: ${allowed}`);
+      const map = "a gamma map goes through “Import map”";
+      throw new Error(`${file.name}: allowed: .ifcsr.zip files, written by ends.save (${map})`);
     }
     const bytes = new Uint8Array(await file.arrayBuffer()), name = file.name.replace(/(\.ifcsr)?\.zip$/i, "");
     app.alert("");

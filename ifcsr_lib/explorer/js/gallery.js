@@ -20,15 +20,16 @@ export class Gallery {
     this.thumbs = images.map((image, i) => this.thumb(image, i));
     this.box.replaceChildren(...this.thumbs.map(thumb => thumb.button));
     if (many) {
-      for (const [i, thumb] of this.thumbs.entries()) this.load(thumb, i).catch(error => this.app.showError(error));
+      const load = this.app.safe((thumb, i) => this.load(thumb, i));
+      this.thumbs.forEach(load);
     }
     this.mark();
   }
 
   thumb(image, i) {
     const {app} = this, canvas = h("canvas", {width: 1, height: 1});
-    const button = h("button", {type: "button", role: "radio", class: "ifcsr-thumb", title: image.name}, canvas,
-      h("span", {}, image.name));
+    const attributes = {type: "button", role: "radio", class: "ifcsr-thumb", title: image.name};
+    const button = h("button", attributes, canvas, h("span", {}, image.name));
     app.on(button, "click", () => app.show(i));
     app.on(button, "keydown", event => {
       const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];

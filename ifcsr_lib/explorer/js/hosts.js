@@ -8,7 +8,8 @@ import {h, readable} from "./util.js";
 /** The explorer in a new element of `el`: the App, and what scripts may call. */
 function mount(host, el, path) {
   const root = h("div", {
-    class: "ifcsr", role: "region", "aria-label": "fidelity to realism explorer", "data-lm-suppress-shortcuts": "true",
+    class: "ifcsr", role: "region", "aria-label": "fidelity to realism explorer",
+    "data-lm-suppress-shortcuts": "true",
   });
   el.append(root);
   const app = new App(host, root, path);
@@ -97,7 +98,8 @@ class Kernel {
 
   /** One message, in parts if its bytes are many. */
   send(content, bytes = null) {
-    const parts = bytes ? Math.max(1, Math.ceil(bytes.length / CHUNK)) : 1, id = `${this.name}-${this.sent++}`;
+    const parts = bytes ? Math.max(1, Math.ceil(bytes.length / CHUNK)) : 1;
+    const id = `${this.name}-${this.sent++}`;
     for (let part = 0; part < parts; part++) {
       const buffers = bytes ? [bytes.slice(part * CHUNK, (part + 1) * CHUNK).buffer] : [];
       this.model.send({...content, view: this.name, id, part, parts}, undefined, buffers);

@@ -1,10 +1,10 @@
-// Two ways to paint E1 on a canvas: pixel by pixel, and on a GPU. Both have show, remap, paint, read and free.
+// Two ways to paint E1 on a canvas: pixel by pixel, and on a GPU. Both show, remap, paint, read and free.
 
 import {blend} from "./blend.js";
 import {nearest, sampled} from "./sampling.js";
 import {clamp} from "./util.js";
 
-/** The plain path: both endpoints once on the screen's grid, then each gamma is one pass over the visible pixels. */
+/** The plain path: both endpoints once on the screen's grid, then each gamma is one pass over them. */
 export class Painter2D {
   constructor(canvas) {
     this.kind = "2d";
@@ -12,7 +12,7 @@ export class Painter2D {
     this.pen = canvas.getContext("2d", {alpha: true, willReadFrequently: true});
   }
 
-  /** Take endpoints {fid, real} (Pictures), the place on the canvas and the gamma map or null; paints nothing yet. */
+  /** Take endpoints {fid, real}, the place on the canvas and the gamma map or null; paints nothing yet. */
   show(ends, spot, map) {
     const n = 3 * spot.width * spot.height;
     if (!this.frame || this.frame.width !== spot.width || this.frame.height !== spot.height) {
@@ -156,7 +156,9 @@ export class PainterGL {
     const {gl} = this, {width, height} = this.canvas, row = 4 * width;
     const out = new Uint8ClampedArray(row * height), flipped = new Uint8ClampedArray(out.length);
     gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, out);
-    for (let y = 0; y < height; y++) flipped.set(out.subarray(row * y, row * (y + 1)), row * (height - 1 - y));
+    for (let y = 0; y < height; y++) {
+      flipped.set(out.subarray(row * y, row * (y + 1)), row * (height - 1 - y));
+    }
     return flipped;
   }
 

@@ -40,7 +40,7 @@ export async function unzip(bytes, name) {
 }
 
 /**
- * SHA-256 in hexadecimal digits; null where the browser has none (plain http from another machine), so that the zip's
+ * SHA-256 in hexadecimal digits; null where the browser has none (plain http from another machine): the zip's
  * CRC has to do.
  * @param {Uint8Array} bytes
  * @returns {Promise<string|null>}
@@ -77,7 +77,8 @@ export async function openPair(bytes, file, name) {
   const images = [];
   for (const [i, parts] of card.images.entries()) {
     const image = {
-      name: card.images.length > 1 ? `${name} ${i}` : name, hr: false, x_L: "x_L" in parts, map: false, bytes: {},
+      name: card.images.length > 1 ? `${name} ${i}` : name,
+      hr: false, x_L: "x_L" in parts, map: false, bytes: {},
     };
     for (const part of Object.keys(PART_KEYS).filter(key => key in parts || key !== "x_L")) {
       const entry = parts[part], data = entry && files.get(entry.file);
@@ -95,7 +96,8 @@ export async function openPair(bytes, file, name) {
     }
     image.gamma = typeof card.gamma === "number" && card.gamma >= 0 && card.gamma <= 1 ? card.gamma : 0.5;
     image.panes = [{
-      label: "", model: card.model, hash: card.hash, errors: null, consistency: null, difference: null, curves: null,
+      label: "", model: card.model, hash: card.hash,
+      errors: null, consistency: null, difference: null, curves: null,
     }];
     images.push(image);
   }

@@ -1,4 +1,4 @@
-// PNG, read and written here and not by the browser: 16 bit stays 16 bit, and no colour management touches a value.
+// PNG, read and written here, not by the browser: 16 bit stays 16 bit, no colour management touches a value.
 
 const CRC = new Uint32Array(256).map((_, n) => {
   for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -51,7 +51,8 @@ function imageData(bytes, view, bad) {
     const length = view.getUint32(at);
     const tag = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
     if (at + 12 + length > bytes.length) throw bad("cut short");
-    if (crc32(bytes.subarray(at + 4, at + 8 + length)) !== view.getUint32(at + 8 + length)) throw bad("checksum");
+    const crc = crc32(bytes.subarray(at + 4, at + 8 + length));
+    if (crc !== view.getUint32(at + 8 + length)) throw bad("checksum");
     if (tag === "IDAT") data.push(bytes.subarray(at + 8, at + 8 + length));
     ended = tag === "IEND";
     at += 12 + length;
@@ -95,8 +96,9 @@ async function decodedByBrowser(bytes, bad) {
  * The pixels of a PNG.
  * @param {Uint8Array} bytes the file
  * @param {string} name of the file, for the errors
- * @returns {Promise<{width: number, height: number, channels: number, data: Uint8Array|Uint16Array}>} data: rows from
- *   the top, height * width * channels; Uint16Array for 16 bit. Palettes, interlacing and fewer than 8 bits come as RGBA.
+ * @returns {Promise<{width: number, height: number, channels: number, data: Uint8Array|Uint16Array}>}
+ *   data: rows from the top, height * width * channels; Uint16Array for 16 bit. Palettes, interlacing and
+ *   fewer than 8 bits come as RGBA.
  * @throws {Error} naming the file and what is wrong with it
  */
 export async function decodePNG(bytes, name = "the file") {
@@ -178,7 +180,8 @@ export async function encodePNG(width, height, channels, pixels, texts = {}) {
     ends.setUint32(4, crc32(name, body));
     return [new Uint8Array(ends.buffer, 0, 4), name, body, new Uint8Array(ends.buffer, 4, 4)];
   };
-  const notes = Object.entries(texts).flatMap(([key, text]) => chunk("iTXt", encode(`${key}\0\0\0\0\0${text}`)));
+  const note = ([key, text]) => chunk("iTXt", encode(`${key}\0\0\0\0\0${text}`));
+  const notes = Object.entries(texts).flatMap(note);
   return concatenated([
     new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]),
     ...chunk("IHDR", head),

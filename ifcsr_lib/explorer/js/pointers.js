@@ -80,8 +80,9 @@ export class Pointers {
         const {x, y} = this.place(stage, part);
         brush.dab(x, y);
       }
-    } else if (this.doing === "pan") stages.pan(at.canvas[0] - last.canvas[0], at.canvas[1] - last.canvas[1], stage);
-    else if (this.doing === "pinch" && this.down.size === 2) this.pinch(stage, event.pointerId, at, last);
+    } else if (this.doing === "pan") {
+      stages.pan(at.canvas[0] - last.canvas[0], at.canvas[1] - last.canvas[1], stage);
+    } else if (this.doing === "pinch" && this.down.size === 2) this.pinch(stage, event.pointerId, at, last);
     this.down.set(event.pointerId, at);
   }
 

@@ -38,7 +38,7 @@ function halved({width, height, data}) {
  * Where an image lies on a canvas.
  * @param {{width: number, height: number}} image
  * @param {{width: number, height: number}} canvas
- * @param {{x: number, y: number, zoom: number}} view centre as fractions; zoom in canvas pixels per image pixel
+ * @param {{x: number, y: number, zoom: number}} view centre as fractions; canvas pixels per image pixel
  * @returns {{left: number, top: number, width: number, height: number, x0: number, y0: number, zoom: number,
  *   originX: number, originY: number}} left to height: the visible part in canvas pixels; x0, y0: the image
  *   coordinates of that part's corner; originX, originY: the image's corner on the canvas, perhaps outside
@@ -58,8 +58,8 @@ export function place(image, canvas, view) {
 }
 
 /**
- * RGB8 of the visible part: nearest neighbour at whole zooms, else bilinear from the halving just above the screen's
- * size.
+ * RGB8 of the visible part: nearest neighbour at whole zooms, else bilinear from the halving just above the
+ * screen's size.
  * @param {Picture} picture
  * @param {Object} spot from `place`
  * @param {Uint8Array} out spot.width * spot.height * 3, filled

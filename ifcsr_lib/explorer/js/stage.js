@@ -1,4 +1,4 @@
-// The panes with the pictures: canvases, compared image, overlay, magnifier; zoom and place; when they are painted.
+// The panes with the pictures: canvases, compared image, overlay, magnifier; zoom; when they are painted.
 
 import {blend} from "./blend.js";
 import {HEAT_TOP, hasGPU, heat, Painter2D, PainterGL} from "./painters.js";
@@ -41,8 +41,8 @@ export class Stage {
     this.tint = h("canvas", {hidden: true});
     this.lens = h("canvas", {class: "ifcsr-lens", hidden: true, "aria-hidden": "true"});
     this.handle = h("div", {
-      class: "ifcsr-wipe", role: "slider", tabindex: 0, "aria-label": "wipe", "aria-valuemin": 0, "aria-valuemax": 100,
-      hidden: true,
+      class: "ifcsr-wipe", role: "slider", tabindex: 0, "aria-label": "wipe", "aria-valuemin": 0,
+      "aria-valuemax": 100, hidden: true,
     }, h("b", {}, "⇔"));
     this.badge = h("span", {class: "ifcsr-badge", hidden: true});
     this.ring = h("i", {class: "ifcsr-ring", hidden: true});
@@ -120,7 +120,7 @@ export class Stage {
     this.painter.paint(state.gamma);
   }
 
-  /** The other image (cut by the wipe, or whole while held) and the coloured overlay, each drawn once per view. */
+  /** The other image (cut by the wipe, or whole while held) and the overlay, each drawn once per view. */
   paintOver() {
     const {look, state} = this.app, {spot} = this;
     if (!spot) return;
@@ -244,7 +244,8 @@ export class Stage {
     const {brush, look} = this.app, {ring, spot} = this;
     ring.hidden = !brush.on || !look.cursor || !spot;
     if (ring.hidden) return;
-    const ratio = this.canvas.width / this.box.getBoundingClientRect().width, side = brush.size * spot.zoom / ratio;
+    const ratio = this.canvas.width / this.box.getBoundingClientRect().width;
+    const side = brush.size * spot.zoom / ratio;
     ring.style.width = ring.style.height = `${side}px`;
     ring.style.left = `${(spot.originX + look.cursor.x * spot.zoom) / ratio - side / 2}px`;
     ring.style.top = `${(spot.originY + look.cursor.y * spot.zoom) / ratio - side / 2}px`;
@@ -341,7 +342,8 @@ export class Stages {
     }
     const [px, py] = at || [canvas.width / 2, canvas.height / 2];
     const u = (px - spot.originX) / spot.zoom, v = (py - spot.originY) / spot.zoom;
-    const x = (u - (px - canvas.width / 2) / zoom) / width, y = (v - (py - canvas.height / 2) / zoom) / height;
+    const x = (u - (px - canvas.width / 2) / zoom) / width;
+    const y = (v - (py - canvas.height / 2) / zoom) / height;
     state.setView({x, y, zoom});
   }
 
@@ -353,7 +355,8 @@ export class Stages {
       const whole = size * spot.zoom, half = total / 2 / whole;
       return clamp((total / 2 - origin) / whole, Math.min(0.5, half), Math.max(0.5, 1 - half));
     };
-    const x = centre(spot.originX + dx, canvas.width, width), y = centre(spot.originY + dy, canvas.height, height);
+    const x = centre(spot.originX + dx, canvas.width, width);
+    const y = centre(spot.originY + dy, canvas.height, height);
     state.setView({x, y, zoom: state.view.zoom});
   }
 

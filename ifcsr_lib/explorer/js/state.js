@@ -1,11 +1,14 @@
-// What the page knows and can take back: gamma of each image, the shown image, the view, the painted maps. No DOM.
+// What the page knows and can take back: gamma of each image, the shown image, the view, the painted maps.
 
 import {checkedGamma, clamp} from "./util.js";
 
 const SAME_MOVE = 700; // milliseconds: gamma moves that follow each other faster are one step of undo
 const STEPS = 100;
 
-/** A gamma map with nothing painted: gamma of a pixel is ((255 - cover) gamma + paint) / 255, and paint <= cover. */
+/**
+ * A gamma map with nothing painted: two planes, cover and paint <= cover. gamma of a pixel is
+ * ((255 - cover) gamma + paint) / 255.
+ */
 export function emptyMap(width, height) {
   return {cover: new Uint8Array(width * height), paint: new Uint8Array(width * height)};
 }
@@ -56,8 +59,8 @@ export function pasteMap(map, width, part, [x0, y0, x1, y1]) {
 
 /**
  * The state, with one list of listeners per event:
- * "gamma" when a gamma moved here, "view" when the view did, "stroke" while a map is painted, and "map" (own: boolean)
- * when a map has changed, own if it changed here.
+ * "gamma" when a gamma moved here, "view" when the view did, "stroke" while a map is painted, and "map" with
+ * (own: boolean) when a map has changed, own if it changed here.
  */
 export class State {
   /**
@@ -108,7 +111,8 @@ export class State {
   values() {
     const {x, y, zoom} = this.view;
     return {
-      gamma: this.gamma, gammas: [...this.gammas], same_gamma: this.same, index: this.index, view: [x, y, zoom],
+      gamma: this.gamma, gammas: [...this.gammas], same_gamma: this.same, index: this.index,
+      view: [x, y, zoom],
     };
   }
 
@@ -129,7 +133,8 @@ export class State {
   /** view: {x, y, zoom}. Throws a RangeError unless all three are numbers; x and y are clipped to 0 to 1. */
   setView({x, y, zoom}) {
     if (![x, y, zoom].every(Number.isFinite) || zoom < 0) {
-      throw new RangeError(`view=${[x, y, zoom].join(", ")}; allowed: x, y and zoom, numbers, zoom from 0 (fit)`);
+      const came = [x, y, zoom].map(String).join(", ");
+      throw new RangeError(`view=${came}; allowed: x, y and zoom, three numbers, zoom from 0 (fit)`);
     }
     this.view = {x: clamp(x, 0, 1), y: clamp(y, 0, 1), zoom};
     this.emit("view");
@@ -159,7 +164,7 @@ export class State {
     this.past = this.past.slice(-STEPS);
   }
 
-  /** The step that is to be taken back (forward: to be done again), taken off its list; undefined if there is none. */
+  /** The step to take back (forward: to do again), taken off its list; undefined if there is none. */
   nextStep(forward) {
     return (forward ? this.future : this.past).pop();
   }
@@ -169,7 +174,7 @@ export class State {
     const opposite = forward ? this.past : this.future;
     if (step.kind === "gamma") {
       opposite.push({...step, before: [...this.gammas], time: 0});
-      this.gammas = this.gammas.map((now, i) => step.before[i] ?? now); // images that came later stay as they are
+      this.gammas = this.gammas.map((now, i) => step.before[i] ?? now); // images that came later stay
       this.emit("gamma");
     } else {
       opposite.push({...step, before: step.after, after: step.before});

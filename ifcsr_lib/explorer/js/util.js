@@ -1,5 +1,6 @@
 // Small helpers that every other module may use.
 
+/** value, or the nearer of low and high if it is outside of them. */
 export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** The text of an error, or of anything else that was thrown. */
