@@ -1,4 +1,4 @@
-"""The slider's JavaScript by itself: each module of js/ against Python, in node where there is one, else in Chromium."""
+"""The slider's JavaScript by itself: each module of js/ against Python, in node, or without it in Chromium."""
 
 import base64
 import contextlib
@@ -30,7 +30,7 @@ from ifcsr_lib.explorer import Explorer, page
 from ifcsr_lib.images import decode_image, encode_png, to_uint8
 
 FOLDER = page.JS
-GAMMAS = [0, 0.1, 0.25, 1 / 3, 0.5, 0.637, 0.999, 1]
+GAMMAS = [0, 0.1, 0.25, 1 / 3, 0.5, 0.637, 0.75, 0.999, 1]
 # base64 of bytes both ways, and every module as an object of its name
 PRELUDE = f"""
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
@@ -40,7 +40,10 @@ const text64 = data => {{
   for (let i = 0; i < view.length; i += 32768) text += String.fromCharCode(...view.subarray(i, i + 32768));
   return btoa(text);
 }};
-const error = async f => {{ try {{ await f(); }} catch (e) {{ return String(e.message); }} return "no error"; }};
+const error = async f => {{
+  try {{ await f(); }} catch (e) {{ return String(e.message); }}
+  return "no error";
+}};
 const modules = {json.dumps(page.MODULES)};
 const [{", ".join(page.MODULES)}] = await Promise.all(modules.map(name => import(base + name + ".js")));
 """
@@ -90,7 +93,7 @@ def chromium(scripts):
         pytest.skip(why)
     with served(scripts) as base, browser() as driver:
         driver.get(base)
-        yield lambda body, *args: js(driver, f"const base = '{base}';" + PRELUDE + body, *args)
+        yield lambda body, *args: js(driver, f"const base = '{base}';" + PRELUDE + "{" + body + "}", *args)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,9 @@ def run(scripts, request):
             f'const args = JSON.parse(readFileSync("args.json")); {PRELUDE}'
             "const value = await (async () => {" + body + "})();"
             "process.stdout.write(JSON.stringify(value ?? null));", encoding="utf-8")  # fmt: skip
-        done = subprocess.run(["node", "main.mjs"], cwd=scripts, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            ["node", "main.mjs"], cwd=scripts, capture_output=True, text=True, timeout=120, check=False
+        )
         if done.returncode:
             raise RuntimeError(done.stderr)
         return json.loads(done.stdout)
@@ -114,7 +119,7 @@ def run(scripts, request):
     return in_node
 
 
-# the modules as such --------------------------------------------------------------------------------------------------
+# the modules as such ----------------------------------------------------------------------------------------
 
 
 def test_the_list_is_complete_and_in_order():
@@ -128,7 +133,9 @@ def test_the_list_is_complete_and_in_order():
             names, source = re.fullmatch(r'import \{(.+)\} from "\./(\w+)\.js";', line).groups()
             assert set(names.split(", ")) <= exported.get(source, set()), f"{name}.js: {line}"
         assert not re.search(r"\bimport\(|^[ \t]+import\b|^export\b.*\bfrom\b", text, re.MULTILINE), name
-        exported[name] = set(re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", text, re.MULTILINE))
+        exported[name] = set(
+            re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", text, re.MULTILINE)
+        )
 
 
 def test_the_package_carries_every_file():
@@ -137,18 +144,26 @@ def test_the_package_carries_every_file():
     package = ROOT / "ifcsr_lib" / "explorer"
     carried = {path for glob in settings["package-data"]["ifcsr_lib.explorer"] for path in package.glob(glob)}
     assert "ifcsr_lib.explorer" in settings["packages"]
-    assert carried == {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert carried == {
+        path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
 
 
 def test_joined_text_is_one_module(scripts, run):
     """It parses (names are unique, or it would not), has no import left, and exports what anywidget calls."""
     assert not re.search(r"^\s*import\b|^export (?!default)|/\*\*", page.ESM, re.MULTILINE)
     assert page.ESM.count("export default") == 1
-    assert run("const m = await import(base + 'joined.js'); return [Object.keys(m), typeof m.default.render];") == [["default"], "function"]
+    assert run(
+        "const m = await import(base + 'joined.js'); return [Object.keys(m), typeof m.default.render];"
+    ) == [["default"], "function"]
     for name in page.MODULES:
         text = (FOLDER / f"{name}.js").read_text(encoding="utf-8")
-        for declared in re.findall(r"^(?:export )?(?:async )?(?:function|class|const) (\w+)", text, re.MULTILINE):
-            assert re.search(rf"^(?:async )?(?:function|class|const) {declared}\b", page.ESM, re.MULTILINE), declared
+        for declared in re.findall(
+            r"^(?:export )?(?:async )?(?:function|class|const) (\w+)", text, re.MULTILINE
+        ):
+            assert re.search(rf"^(?:async )?(?:function|class|const) {declared}\b", page.ESM, re.MULTILINE), (
+                declared
+            )
 
 
 def test_each_export_is_explained_and_each_line_is_short():
@@ -160,7 +175,7 @@ def test_each_export_is_explained_and_each_line_is_short():
                 assert before.endswith("*/"), f"{path.name}: {line}"
 
 
-# PNG ------------------------------------------------------------------------------------------------------------------
+# PNG --------------------------------------------------------------------------------------------------------
 
 
 def photo(h=37, w=53, channels=3, bits=8):
@@ -169,7 +184,9 @@ def photo(h=37, w=53, channels=3, bits=8):
     noise = np.random.default_rng(0).normal(0, 0.02, (h, w, channels))
     phase = np.arange(channels)
     value = 0.5 + 0.4 * np.sin(x[..., None] / 9 + phase) * np.cos(y[..., None] / 7 - phase) + noise
-    return np.clip(np.round(value * (2**bits - 1)), 0, 2**bits - 1).astype(np.uint8 if bits == 8 else np.uint16)
+    return np.clip(np.round(value * (2**bits - 1)), 0, 2**bits - 1).astype(
+        np.uint8 if bits == 8 else np.uint16
+    )
 
 
 def chunks(*parts) -> bytes:
@@ -206,7 +223,9 @@ def png(pixels, kind=0) -> bytes:
     h, w, channels = pixels.shape
     bits = 8 * pixels.dtype.itemsize
     data = zlib.compress(filtered(rows_of(pixels), kind, channels * bits // 8))
-    return chunks((b"IHDR", header(w, h, bits, channels)), (b"IDAT", data[:99]), (b"IDAT", data[99:]), (b"IEND", b""))
+    return chunks(
+        (b"IHDR", header(w, h, bits, channels)), (b"IDAT", data[:99]), (b"IDAT", data[99:]), (b"IEND", b"")
+    )
 
 
 DECODE = """const p = await png.decodePNG(bytes(args[0]), "x.png");
@@ -250,7 +269,15 @@ def test_png_of_python_16_bit(run):
 
 def interlaced(pixels) -> bytes:
     h, w, channels = pixels.shape
-    starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    starts = [
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ]
     parts = [pixels[y::dy, x::dx] for y, x, dy, dx in starts]
     data = b"".join(filtered(rows_of(part), 0, channels) for part in parts if part.size)
     return chunks((b"IHDR", header(w, h, 8, channels, 1)), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
@@ -259,7 +286,10 @@ def interlaced(pixels) -> bytes:
 def test_png_that_the_browser_decodes(chromium):
     """Palettes, interlacing and few bits come as RGBA, with the values that Pillow reads."""
     grey, files = photo(channels=1)[..., 0], {}
-    for name, image in {"palette": Image.fromarray(photo()).quantize(31), "1 bit": Image.fromarray(grey > 128)}.items():
+    for name, image in {
+        "palette": Image.fromarray(photo()).quantize(31),
+        "1 bit": Image.fromarray(grey > 128),
+    }.items():
         file = io.BytesIO()
         image.save(file, "PNG")
         files[name] = file.getvalue()
@@ -268,7 +298,9 @@ def test_png_that_the_browser_decodes(chromium):
         with Image.open(io.BytesIO(data)) as image:
             want = np.asarray(image.convert("RGBA"))
         assert np.array_equal(decoded(chromium, data), want), name
-    assert "the browser cannot read it" in chromium("return error(() => png.decodePNG(bytes(args[0])));", b64(files["palette"][:60]))
+    assert "the browser cannot read it" in chromium(
+        "return error(() => png.decodePNG(bytes(args[0])));", b64(files["palette"][:60])
+    )
 
 
 def test_png_errors_name_the_file(run):
@@ -278,7 +310,8 @@ def test_png_errors_name_the_file(run):
     flipped[60] ^= 1
     short = zlib.compress(filtered(rows_of(photo(10, 13)), 0, 3))
     cases = [
-        (b"GIF89a" + data[6:], "no PNG signature"), (data[:30], "no PNG signature"), (data[:-4], "cut short"), (data[:100], "cut short"),
+        (b"GIF89a" + data[6:], "no PNG signature"), (data[:30], "no PNG signature"), (data[:-4], "cut short"),
+        (data[:100], "cut short"),
         (data[:-12], "cut short"), (bytes(flipped), "checksum"),
         (chunks(head, (b"IDAT", b"\x78\x9c" + bytes(50)), (b"IEND", b"")), "its data do not unpack"),
         (chunks(head, (b"IDAT", short), (b"IEND", b"")), "wrong length"),
@@ -309,17 +342,24 @@ def test_png_written(run, channels, bits):
 def test_rgb8_rounds_16_bit_to_the_nearest_level(run):
     body = """const wide = Uint16Array.from({length: 65536}, (_, i) => i);
     const grey = png.rgb8({width: 256, height: 256, channels: 1, data: wide});
-    return [text64(grey), text64(png.rgb8({width: 1, height: 1, channels: 4, data: new Uint8Array([1, 2, 3, 4])}))];"""
+    const one = png.rgb8({width: 1, height: 1, channels: 4, data: new Uint8Array([1, 2, 3, 4])});
+    return [text64(grey), text64(one)];"""
     grey, rgb = run(body)
     want = np.round(np.arange(65536) / 257)
-    assert np.array_equal(array(grey).reshape(-1, 3), np.stack([want] * 3, 1)) and array(rgb).tolist() == [1, 2, 3]
+    assert np.array_equal(array(grey).reshape(-1, 3), np.stack([want] * 3, 1)) and array(rgb).tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
-# zip and pair ---------------------------------------------------------------------------------------------------------
+# zip and pair -----------------------------------------------------------------------------------------------
 
 
 def pair(n=1, h=24, w=40, seed=0):
-    return Endpoints(*(torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(seed + k)) for k in range(3)))
+    return Endpoints(
+        *(torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(seed + k)) for k in range(3))
+    )
 
 
 def zipped(parts: dict, method=zipfile.ZIP_STORED) -> bytes:
@@ -333,7 +373,10 @@ def zipped(parts: dict, method=zipfile.ZIP_STORED) -> bytes:
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_unzip(run, method):
     parts = {"a.txt": b"abc" * 1000, "Käfer.bin": photo().tobytes(), "empty": b""}
-    out = run("return [...await pair.unzip(bytes(args[0]), 'x.zip')].map(([k, v]) => [k, text64(v)]);", b64(zipped(parts, method)))
+    out = run(
+        "return [...await pair.unzip(bytes(args[0]), 'x.zip')].map(([k, v]) => [k, text64(v)]);",
+        b64(zipped(parts, method)),
+    )
     assert {name: array(text).tobytes() for name, text in out} == parts
 
 
@@ -345,18 +388,24 @@ def test_unzip_errors(run):
     directory = bytearray(whole)
     directory[whole.rindex(b"PK\x01\x02")] ^= 1
     cases = {
-        "a: checksum": flipped, "no zip directory": whole[:-30], "a does not unpack": bytes(packed), "damaged directory": bytes(directory),
+        "a: checksum": flipped, "no zip directory": whole[:-30], "a does not unpack": bytes(packed),
+        "damaged directory": bytes(directory),
         "a is packed by method 12": zipped({"a": b"x"}, zipfile.ZIP_BZIP2), "cut short": whole[300:],
     }  # fmt: skip
     body = "return Promise.all(args[0].map(file => error(() => pair.unzip(bytes(file), 'x.zip'))));"
     for why, text in zip(cases, run(body, [b64(data) for data in cases.values()]), strict=True):
-        assert text.startswith("x.zip is not a whole .ifcsr.zip (") and text.endswith("); write it again with ends.save")
+        assert text.startswith("x.zip is not a whole .ifcsr.zip (") and text.endswith(
+            "); write it again with ends.save"
+        )
         assert why in text or (why == "cut short" and "damaged directory" in text), text
 
 
 def test_crc_and_sha_are_those_of_python(run):
     data = photo().tobytes()
-    crc, sha = run("const b = bytes(args[0]); return [png.crc32(b.subarray(0, 7), b.subarray(7)), await pair.sha256(b)];", b64(data))
+    crc, sha = run(
+        "const b = bytes(args[0]); return [png.crc32(b.subarray(0, 7), b.subarray(7)), await pair.sha256(b)];",
+        b64(data),
+    )
     assert crc == zlib.crc32(data) and sha == hashlib.sha256(data).hexdigest()
 
 
@@ -364,9 +413,14 @@ def test_open_pair(run, tmp_path):
     ends = pair(2)
     file = ends.save(tmp_path / "p.ifcsr.zip", "mine", gamma=0.25, bits=8).read_bytes()
     body = """const images = await pair.openPair(bytes(args[0]), "p.ifcsr.zip", "photo");
-    return images.map(i => ({...i, bytes: Object.fromEntries(Object.entries(i.bytes).map(([k, v]) => [k, text64(v)]))}));"""
+    const texts = parts => Object.fromEntries(Object.entries(parts).map(([k, v]) => [k, text64(v)]));
+    return images.map(i => ({...i, bytes: texts(i.bytes)}));"""
     images = run(body, b64(file))
-    assert [i["name"] for i in images] == ["photo 0", "photo 1"] and images[0]["gamma"] == 0.25 and images[0]["x_L"]
+    assert (
+        [i["name"] for i in images] == ["photo 0", "photo 1"]
+        and images[0]["gamma"] == 0.25
+        and images[0]["x_L"]
+    )
     assert images[0]["panes"][0]["model"] == "mine" and (images[1]["width"], images[1]["height"]) == (40, 24)
     for i, image in enumerate(images):
         for key, x in {"0/fid": ends.x_fid, "0/real": ends.x_real, "bicubic": ends.x_L}.items():
@@ -378,10 +432,11 @@ def test_open_pair_errors(run, tmp_path):
     file = pair().save(tmp_path / "p.ifcsr.zip")
     with zipfile.ZipFile(file) as old:
         parts = {name: old.read(name) for name in old.namelist()}
-    card = json.loads(parts["ifcsr.json"])
+    other = json.dumps(json.loads(parts["ifcsr.json"]) | {"format": "other 2"}).encode()
     cases = {
-        "no ifcsr.json in it": {"x_fid.png": parts["x_fid.png"]}, "ifcsr.json is not JSON": parts | {"ifcsr.json": b"{"},
-        'format "other 2"; allowed: "ifcsr endpoints 1"': parts | {"ifcsr.json": json.dumps(card | {"format": "other 2"}).encode()},
+        "no ifcsr.json in it": {"x_fid.png": parts["x_fid.png"]},
+        "ifcsr.json is not JSON": parts | {"ifcsr.json": b"{"},
+        'format "other 2"; allowed: "ifcsr endpoints 1"': parts | {"ifcsr.json": other},
         "x_real of image 0 is missing": {k: v for k, v in parts.items() if k != "x_real.png"},
         "x_fid.png is not the one ifcsr.json describes (sha256)": parts | {"x_fid.png": parts["x_real.png"]},
     }  # fmt: skip
@@ -390,7 +445,7 @@ def test_open_pair_errors(run, tmp_path):
         assert text.startswith(f"p.zip: {why}"), text
 
 
-# E1 -------------------------------------------------------------------------------------------------------------------
+# E1 ---------------------------------------------------------------------------------------------------------
 
 PAIRS = """const fid = new Uint8Array(3 * 65536), real = new Uint8Array(3 * 65536);
 for (let k = 0; k < 65536; k++) { fid.fill(k >> 8, 3 * k, 3 * k + 3); real.fill(k & 255, 3 * k, 3 * k + 3); }
@@ -401,11 +456,14 @@ F, R = (v.astype(float) for v in np.divmod(np.arange(65536), 256))
 def is_rounded(seen, exact):
     """The nearest level, wherever E1 is farther from a tie than gamma's 16 bits: 255 / 2^17 levels."""
     clear = np.abs(exact - np.floor(exact) - 0.5) > 255 / 2**17 + 1e-9
-    assert np.array_equal(seen[clear], np.round(exact)[clear]) and np.abs(seen - exact).max() <= 0.5 + 255 / 2**17 + 1e-9
+    assert (
+        np.array_equal(seen[clear], np.round(exact)[clear])
+        and np.abs(seen - exact).max() <= 0.5 + 255 / 2**17 + 1e-9
+    )
 
 
 def test_e1_of_all_values(run):
-    """256 x 256 pairs of values at 8 gammas, in all three channels; each is Python's rounding, opaque."""
+    """256 x 256 pairs of values at nine gammas, in all three channels; each is Python's rounding, opaque."""
     body = PAIRS + "return args[0].map(g => { blend.blend(fid, real, g, out); return text64(out); });"
     for gamma, text in zip(GAMMAS, run(body, GAMMAS), strict=True):
         rgba = array(text).reshape(-1, 4)
@@ -423,18 +481,26 @@ def test_e1_with_a_map(run, gamma):
     rng = np.random.default_rng(1)
     cover = rng.integers(0, 256, 65536)
     paint = (cover * rng.random(65536)).astype(int)
-    body = PAIRS + "blend.blend(fid, real, args[0], out, {cover: bytes(args[1]), paint: bytes(args[2])}); return text64(out);"
-    seen = array(run(body, gamma, b64(cover.astype(np.uint8)), b64(paint.astype(np.uint8)))).reshape(-1, 4)[:, 0]
+    body = (
+        PAIRS
+        + "blend.blend(fid, real, args[0], out, {cover: bytes(args[1]), paint: bytes(args[2])});"
+        "return text64(out);"
+    )
+    seen = array(run(body, gamma, b64(cover.astype(np.uint8)), b64(paint.astype(np.uint8)))).reshape(-1, 4)[
+        :, 0
+    ]
     weight = ((255 - cover) * gamma + paint) / 255
     is_rounded(seen, F + weight * (R - F))
 
 
 def test_e1_in_16_bit(run):
     fid, real = photo(bits=16), photo(bits=16)[::-1, ::-1]
-    body = "return text64(files.blend16({data: new Uint16Array(bytes(args[0]).buffer)}, {data: new Uint16Array(bytes(args[1]).buffer)}, 0.3, null));"
+    body = """const [fid, real] = args.map(text => ({data: new Uint16Array(bytes(text).buffer)}));
+    return text64(files.blend16(fid, real, 0.3, null));"""
     seen = array(run(body, b64(fid), b64(np.ascontiguousarray(real))), np.uint16).reshape(fid.shape)
     assert np.abs(seen - (0.7 * fid + 0.3 * real)).max() <= 0.5 + 1e-6
-    body = "return text64(files.blend16({data: bytes(args[0])}, {data: bytes(args[1])}, 0.5, {cover: new Uint8Array(9).fill(255), paint: bytes(args[2])}));"
+    body = """const [fid, real, paint] = args.map(bytes), map = {cover: new Uint8Array(9).fill(255), paint};
+    return text64(files.blend16({data: fid}, {data: real}, 0.5, map));"""
     small = photo(3, 3)
     paint = np.arange(0, 252, 28, dtype=np.uint8)
     seen = array(run(body, b64(small), b64(255 - small), b64(paint)), np.uint16).reshape(3, 3, 3)
@@ -442,16 +508,19 @@ def test_e1_in_16_bit(run):
     assert np.abs(seen - 257 * (small + weight * (255 - 2 * small.astype(float)))).max() <= 0.5 + 1e-6
 
 
-# sampling -------------------------------------------------------------------------------------------------------------
+# sampling ---------------------------------------------------------------------------------------------------
 
 SAMPLE = """const [w, h, data, canvas, view] = args, picture = new sampling.Picture(w, h, bytes(data));
 const spot = sampling.place({width: w, height: h}, canvas, view);
-return [spot, text64(sampling.sampled(picture, spot, new Uint8Array(3 * spot.width * spot.height))), picture.levels.length];"""
+const seen = sampling.sampled(picture, spot, new Uint8Array(3 * spot.width * spot.height));
+return [spot, text64(seen), picture.levels.length];"""
 
 
 def sample(run, pixels, canvas, x, y, zoom):
     h, w = pixels.shape[:2]
-    spot, text, levels = run(SAMPLE, w, h, b64(pixels), {"width": canvas[0], "height": canvas[1]}, {"x": x, "y": y, "zoom": zoom})
+    spot, text, levels = run(
+        SAMPLE, w, h, b64(pixels), {"width": canvas[0], "height": canvas[1]}, {"x": x, "y": y, "zoom": zoom}
+    )
     return spot, array(text).reshape(spot["height"], spot["width"], 3), levels
 
 
@@ -475,7 +544,10 @@ def test_smaller_zooms_are_bilinear_of_the_halved_picture(run, zoom, halvings):
     """Against the formula in float64; weights of 1/256 and one rounding: 1.5 levels at most."""
     pixels = photo(123, 150)
     spot, seen, levels = sample(run, pixels, (200, 200), 0.5, 0.5, zoom)
-    assert (spot["width"], spot["height"]) == (round(150 * zoom), round(123 * zoom)) and levels == halvings + 1
+    assert (spot["width"], spot["height"]) == (
+        round(150 * zoom),
+        round(123 * zoom),
+    ) and levels == halvings + 1
     level = pixels.astype(int)
     for _ in range(halvings):
         h, w = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
@@ -487,7 +559,9 @@ def test_smaller_zooms_are_bilinear_of_the_halved_picture(run, zoom, halvings):
         axes.append((low, (at - low)))
     (y, v), (x, u) = axes
     u, v = u[None, :, None], v[:, None, None]
-    exact = (1 - v) * ((1 - u) * level[y][:, x] + u * level[y][:, x + 1]) + v * ((1 - u) * level[y + 1][:, x] + u * level[y + 1][:, x + 1])
+    exact = (1 - v) * ((1 - u) * level[y][:, x] + u * level[y][:, x + 1]) + v * (
+        (1 - u) * level[y + 1][:, x] + u * level[y + 1][:, x + 1]
+    )
     assert np.abs(seen - exact).max() <= 1.5
 
 
@@ -497,21 +571,29 @@ def test_thin_pictures_and_planes(run):
         spot, seen, _ = sample(run, photo(*shape), (40, 40), 0.5, 0.5, 0.5)
         assert seen.shape == (spot["height"], spot["width"], 3) and (seen > 0).all()
     plane = photo(23, 31, 1)[..., 0]
-    body = "const spot = sampling.place({width: 31, height: 23}, {width: 50, height: 40}, args[1]); return [spot, text64(sampling.nearest(bytes(args[0]), 31, 23, spot))];"
+    body = """const spot = sampling.place({width: 31, height: 23}, {width: 50, height: 40}, args[1]);
+    return [spot, text64(sampling.nearest(bytes(args[0]), 31, 23, spot))];"""
     for zoom in (0.4, 1, 3):
         spot, text = run(body, b64(plane), {"x": 0.5, "y": 0.5, "zoom": zoom})
-        rows, columns = ((spot[f"{axis}0"] + (np.arange(spot[size]) + 0.5) / zoom).astype(int) for axis, size in (("y", "height"), ("x", "width")))
-        assert np.array_equal(array(text).reshape(spot["height"], spot["width"]), plane[rows.clip(max=22)][:, columns.clip(max=30)])
+        rows, columns = (
+            (spot[f"{axis}0"] + (np.arange(spot[size]) + 0.5) / zoom).astype(int)
+            for axis, size in (("y", "height"), ("x", "width"))
+        )
+        assert np.array_equal(
+            array(text).reshape(spot["height"], spot["width"]),
+            plane[rows.clip(max=22)][:, columns.clip(max=30)],
+        )
 
 
-# brush ----------------------------------------------------------------------------------------------------------------
+# brush ------------------------------------------------------------------------------------------------------
 
 STROKE = """const [w, h, settings, dabs, base] = args;
 const map = base && {cover: bytes(base[0]), paint: bytes(base[1])};
 const stroke = new brush.Stroke(map, w, h, settings);
 for (const [x, y] of dabs) stroke.dab(x, y);
 const {before, after} = stroke.step(), w0 = after.rect[2] - after.rect[0];
-return [text64(stroke.map.cover), text64(stroke.map.paint), stroke.rect, stroke.touched, after.map.cover.length, w0, before.map === null];"""
+const planes = [text64(stroke.map.cover), text64(stroke.map.paint)];
+return [...planes, stroke.rect, stroke.touched, after.map.cover.length, w0, before.map === null];"""
 
 
 def stroke(run, dabs, h=30, w=40, base=None, **settings):
@@ -531,10 +613,20 @@ def test_a_stamp_stays_in_the_image_and_in_its_circle(run, x, y):
     assert np.array_equal(cover, want)
     assert np.array_equal(paint, np.minimum(want, np.floor(255 * 0.5 * soft * 0.6 + 0.5)))
     x0, y0, x1, y1 = rect
-    assert touched and fresh and 0 <= x0 < x1 <= 40 and 0 <= y0 < y1 <= 30 and area == (x1 - x0) * (y1 - y0) and width == x1 - x0
+    assert (
+        touched
+        and fresh
+        and 0 <= x0 < x1 <= 40
+        and 0 <= y0 < y1 <= 30
+        and area == (x1 - x0) * (y1 - y0)
+        and width == x1 - x0
+    )
     inside = np.zeros((30, 40), bool)
     inside[y0:y1, x0:x1] = True
-    assert not cover[~inside].any() and (x0, y0) == (max(0, int(np.floor(x - 5))), max(0, int(np.floor(y - 5))))
+    assert not cover[~inside].any() and (x0, y0) == (
+        max(0, int(np.floor(x - 5))),
+        max(0, int(np.floor(y - 5))),
+    )
 
 
 def test_a_stroke_beside_the_image_touches_nothing(run):
@@ -553,7 +645,11 @@ def test_a_stroke_mixes_and_erases(run):
     """Over a map, paint moves towards the brush's gamma by its strength; erasing takes the same share away."""
     base = [np.full((30, 40), 200, np.uint8), np.full((30, 40), 100, np.uint8)]
     cover, paint, *_, fresh = stroke(run, [(20, 15)], base=base, gamma=1, strength=0.5, size=60)
-    assert not fresh and cover[15, 20] == pytest.approx(227.5, abs=1) and paint[15, 20] == pytest.approx(177.5, abs=1)
+    assert (
+        not fresh
+        and cover[15, 20] == pytest.approx(227.5, abs=1)
+        and paint[15, 20] == pytest.approx(177.5, abs=1)
+    )
     assert (paint <= cover).all()
     cover, paint, *_ = stroke(run, [(20, 15)], base=base, erase=True, strength=0.5, size=60)
     assert (cover[15, 20], paint[15, 20]) == (100, 50)
@@ -561,11 +657,12 @@ def test_a_stroke_mixes_and_erases(run):
     assert cover[15, 20] == paint[15, 20] == 0 and (cover[0] == 200).all() and (paint[0] == 100).all()
 
 
-# state ----------------------------------------------------------------------------------------------------------------
+# state ------------------------------------------------------------------------------------------------------
 
 STATE = """let now = 0;
 const images = [{width: 4, height: 3}, {width: 2, height: 2}], events = [];
-const s = new state.State({gammas: [0.5, 0.5], same_gamma: false, index: 0, view: [0.5, 0.5, 0]}, images, () => now);
+const values = {gammas: [0.5, 0.5], same_gamma: false, index: 0, view: [0.5, 0.5, 0]};
+const s = new state.State(values, images, () => now);
 for (const event of ["gamma", "view", "stroke", "map"]) s.on(event, (...more) => events.push([event, ...more]));
 const undo = forward => s.takeBack(s.nextStep(forward), forward);
 const seen = map => map && [[...map.cover], [...map.paint]];
@@ -573,9 +670,14 @@ const seen = map => map && [[...map.cover], [...map.paint]];
 
 
 def test_undo_of_gamma(run):
-    """Moves within 0.7 s are one step, others their own; what was taken back can be done again, until the next move."""
-    body = STATE + """
-    for (const [time, g] of [[0, 0.1], [300, 0.2], [900, 0.3], [2000, 0.8], [4000, 1]]) { now = time; s.setGamma(g); }
+    """Moves within 0.7 s are one step, others their own; what was taken back can be done again, until a move."""
+    body = (
+        STATE
+        + """
+    for (const [time, g] of [[0, 0.1], [300, 0.2], [900, 0.3], [2000, 0.8], [4000, 1]]) {
+      now = time;
+      s.setGamma(g);
+    }
     const steps = s.past.length, back = [];
     for (let i = 0; i < 3; i++) { undo(false); back.push(s.gammas[0]); }
     const none = s.nextStep(false) === undefined, again = [];
@@ -585,11 +687,14 @@ def test_undo_of_gamma(run):
     const cut = s.nextStep(true) === undefined;
     for (let i = 0; i < 300; i++) { now += 1000; s.setGamma(i / 300); }
     return [steps, back, none, again, cut, s.past.length, s.gammas[1], events.every(e => e[0] === "gamma")];"""
+    )
     assert run(body) == [3, [0.8, 0.3, 0.5], True, [0.3, 0.8], True, 100, 0.5, True]
 
 
 def test_state_of_images(run):
-    body = STATE + """
+    body = (
+        STATE
+        + """
     s.setSame(true);
     s.setGamma(0.25);
     const all = [...s.gammas];
@@ -601,26 +706,46 @@ def test_state_of_images(run):
     s.addImage({width: 1, height: 1}, 0.9);
     undo(false);
     return [all, s.gammas, s.values()];"""
+    )
     all_, gammas, values = run(body)
-    assert all_ == [0.25, 0.25] and gammas == [0.25, 0.25, 0.25, 0.9]  # an image that came after the move keeps its gamma
+    assert all_ == [0.25, 0.25] and gammas == [
+        0.25,
+        0.25,
+        0.25,
+        0.9,
+    ]  # an image that came after the move keeps its gamma
     assert values == {"gamma": 0.25, "gammas": gammas, "same_gamma": False, "index": 1, "view": [0.5, 0.5, 0]}
 
 
 def test_state_refuses_what_python_would(run):
-    body = STATE + """
+    body = (
+        STATE
+        + """
     const bad = [null, undefined, NaN, "0.5", -0.1, 1.1, true], out = [];
     for (const g of bad) out.push(await error(() => s.setGamma(g)));
-    for (const v of [{x: NaN, y: 0, zoom: 1}, {x: 0, y: 0}, {x: 0, y: 0, zoom: -1}, {x: null, y: 0, zoom: 1}]) out.push(await error(() => s.setView(v)));
+    const views = [{x: NaN, y: 0, zoom: 1}, {x: 0, y: 0}, {x: 0, y: 0, zoom: -1}, {x: null, y: 0, zoom: 1}];
+    for (const view of views) out.push(await error(() => s.setView(view)));
     s.setView({x: -3, y: 7, zoom: 2});
     return [out, s.values(), events.map(e => e[0]), s.past.length];"""
+    )
     errors, values, events, steps = run(body)
-    assert all("allowed: numbers from 0 to 1" in text for text in errors[:7]) and all(text.startswith("view=") for text in errors[7:])
-    assert len(errors) == 11 and values["gammas"] == [0.5, 0.5] and values["view"] == [0, 1, 2] and events == ["view"] and steps == 0
+    assert all("allowed: numbers from 0 to 1" in text for text in errors[:7]) and all(
+        text.startswith("view=") for text in errors[7:]
+    )
+    assert (
+        len(errors) == 11
+        and values["gammas"] == [0.5, 0.5]
+        and values["view"] == [0, 1, 2]
+        and events == ["view"]
+        and steps == 0
+    )
 
 
 def test_undo_of_maps(run):
-    """A stroke, a second one, a clear: each taken back and done again, cell by cell; an emptied map is no map."""
-    body = STATE + """
+    """A stroke, a second one, a clear: each taken back and done again; an emptied map is no map."""
+    body = (
+        STATE
+        + """
     const b = new brush.Brush(s), maps = [];
     Object.assign(b, {size: 2, strength: 1, gamma: 1});
     for (const x of [0.5, 2.5]) { b.start(); b.dab(x, 1.5); b.end(); maps.push(seen(s.map)); }
@@ -639,47 +764,73 @@ def test_undo_of_maps(run):
     b.start(); b.dab(1.5, 0.5); b.drop();
     const dropped = seen(s.map);
     b.start(); b.dab(90, 90); b.end();
-    return [maps, cleared, back, empty, again, dropped, s.past.length, seen(s.map), events.filter(e => e[0] === "map").every(e => e[1] === true)];"""
+    const own = events.filter(e => e[0] === "map").every(e => e[1] === true);
+    return [maps, cleared, back, empty, again, dropped, s.past.length, seen(s.map), own];"""
+    )
     maps, cleared, back, empty, again, dropped, steps, last, own = run(body)
     assert maps[0] != maps[1] and sum(maps[0][0]) > 0 and cleared is None and empty is None and own
-    assert back == [maps[1], maps[0]] and again == maps and dropped == maps[1] and last == maps[1] and steps == 2
+    assert (
+        back == [maps[1], maps[0]] and again == maps and dropped == maps[1] and last == maps[1] and steps == 2
+    )
 
 
 def test_maps_travel(run):
     """Grey-alpha pixels both ways; a map of another image, or of Python, is told from one made here."""
-    body = STATE + """
+    body = (
+        STATE
+        + """
     const map = {cover: Uint8Array.of(9, 8, 7, 6), paint: Uint8Array.of(1, 2, 3, 4)};
-    const pixels = state.mapToPixels(map), back = state.mapFromPicture({width: 2, height: 2, channels: 2, data: pixels});
+    const pixels = state.mapToPixels(map);
+    const back = state.mapFromPicture({width: 2, height: 2, channels: 2, data: pixels});
     s.receiveMap(1, map);
     const quiet = events.length;
     s.index = 1;
     const there = seen(s.map);
     s.receiveMap(1, null);
     const grey = files.mapFromGrey({width: 2, height: 1, channels: 1, data: Uint8Array.of(0, 200)});
-    return [[...pixels], seen(back), quiet, there, events, s.map, seen(grey), [...files.mapToGrey(grey, 0.5, 2)], [...files.mapToGrey(null, 0.5, 2)]];"""
+    const levels = [grey, null].map(m => [...files.mapToGrey(m, 0.5, 2)]);
+    return [[...pixels], seen(back), quiet, there, events, s.map, seen(grey), ...levels];"""
+    )
     pixels, back, quiet, there, events, gone, grey, levels, plain = run(body)
     assert pixels == [9, 1, 8, 2, 7, 3, 6, 4] and back == there == [[9, 8, 7, 6], [1, 2, 3, 4]] and quiet == 0
-    assert events == [["map", False]] and gone is None and grey == [[255, 255], [0, 200]] and levels == [0, 200] and plain == [128, 128]
+    assert (
+        events == [["map", False]]
+        and gone is None
+        and grey == [[255, 255], [0, 200]]
+        and levels == [0, 200]
+        and plain == [128, 128]
+    )
 
 
-# numbers, zooms, names, timers, pictures ------------------------------------------------------------------------------
+# numbers, zooms, names, timers, pictures --------------------------------------------------------------------
 
 
 def test_numbers_are_those_of_python(run):
     ends, hr = pair(1, 64, 80), torch.rand(1, 3, 64, 80, generator=torch.Generator().manual_seed(9))
     explorer = Explorer(ends, hr=hr)
     pane = explorer._spec["images"][0]["panes"][0]
-    lines = run("return args[1].map(g => numbers.reading(args[0], g, args[2], false));", pane, GAMMAS, evaluate.EPS)
+    lines = run(
+        "return args[1].map(g => numbers.reading(args[0], g, args[2], false));", pane, GAMMAS, evaluate.EPS
+    )
     for gamma, line in zip(GAMMAS, lines, strict=True):
         n = explorer.numbers(float(gamma))
-        assert line == (f"PSNR {n['psnr']:.2f} dB (best {n['best_psnr']:.2f} at γ {n['best_gamma']:.2f}) · ends differ by "
-                        f"{n['difference']:.2f} of 255 · LQ consistency {n['consistency']:.2f} dB")  # fmt: skip
-    mapped = run("return [numbers.reading(args[0], 0.5, args[1], true), numbers.reading(args[0], 0.5, args[1], true, 21.456)];", pane, evaluate.EPS)
+        assert line == (f"PSNR {n['psnr']:.2f} dB (best {n['best_psnr']:.2f} at γ {n['best_gamma']:.2f}) · "
+                        f"ends differ by {n['difference']:.2f} of 255 · LQ consistency {n['consistency']:.2f} dB")  # fmt: skip
+    mapped = run(
+        "return [undefined, 21.456].map(psnr => numbers.reading(args[0], 0.5, args[1], true, psnr));",
+        pane,
+        evaluate.EPS,
+    )
     assert mapped[0] == f"ends differ by {pane['difference']:.2f} of 255"
     assert mapped[1] == f"PSNR 21.46 dB with the painted map · {mapped[0]}"
     shown, low = to_uint8(ends.blend(0.3))[0], to_uint8(hr)[0]
     rgba = np.concatenate([shown, np.full((64, 80, 1), 255, np.uint8)], 2)
-    seen = run("return numbers.measuredPSNR(bytes(args[0]), bytes(args[1]), args[2]);", b64(rgba), b64(low), evaluate.EPS)
+    seen = run(
+        "return numbers.measuredPSNR(bytes(args[0]), bytes(args[1]), args[2]);",
+        b64(rgba),
+        b64(low),
+        evaluate.EPS,
+    )
     as_tensor = [torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] / 255 for x in (shown, low)]
     assert seen == pytest.approx(evaluate.score(*as_tensor, ["psnr"])["psnr"].item(), abs=2e-3)
 
@@ -687,13 +838,18 @@ def test_numbers_are_those_of_python(run):
 def test_charts_zooms_and_names(run):
     points = [[0, 3], [0.2, 5], [0.7, -1], [1, 2]]
     at = [0, 0.1, 0.2, 0.5, 0.99, 1]
-    values, near, levels, names, compared = run("""return [args[1].map(g => charts.valueAt(args[0], g)), [0, 0.2, 0.5, 0.8, 1].map(controls.nearTo),
+    values, near, levels, names, compared = run("""
+    return [args[1].map(g => charts.valueAt(args[0], g)), [0, 0.2, 0.5, 0.8, 1].map(controls.nearTo),
     [0.2, 1, 3].map(stage.zoomLevels), ["a/b c", "../x", "Käfer"].map(files.fileName),
     [{x_L: true, hr: true}, {}].map(stage.comparable)];""", points, at)  # fmt: skip
     assert values == pytest.approx(np.interp(at, *np.array(points).T).tolist())
     assert near == ["fidelity", "nearer to fidelity", "half way", "nearer to realism", "realism"]
     assert levels[0][0] == 0.2 and levels[0][1:5] == pytest.approx([0.25, 0.5**1.5, 0.5, 0.5**0.5])
-    assert levels[0][5:] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32] and levels[1] == levels[0][5:] and levels[2] == [3, *levels[0][8:]]
+    assert (
+        levels[0][5:] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+        and levels[1] == levels[0][5:]
+        and levels[2] == [3, *levels[0][8:]]
+    )
     assert not any("/" in name for name in names)
     assert compared == [["", "bicubic", "HR", "fidelity", "realism"], ["", "fidelity", "realism"]]
 
@@ -722,22 +878,31 @@ def test_pictures_are_decoded_once_and_checked(run):
     const once = asked.length;
     await p.endpoints(0, image);
     const [small] = await p.thumbs(1, image), [{fid}] = await p.endpoints(5, image);
-    return [once, asked.length, text64(fid.data), small.width, await error(() => p.one("0/0/fid", {...image, width: 9}))];"""
+    const total = asked.length, why = await error(() => p.one("0/0/fid", {...image, width: 9}));
+    return [once, total, text64(fid.data), small.width, why];"""
     once, after, fid, width, why = run(body, files)
-    assert (once, after, width) == (10, 16, 8) and np.array_equal(array(fid).reshape(6, 8, 3), photo(6, 8) // 6)
+    assert (once, after, width) == (10, 16, 8) and np.array_equal(
+        array(fid).reshape(6, 8, 3), photo(6, 8) // 6
+    )
     assert why == "0/0/fid is 8x6; allowed: 9x6"
 
 
-# the widget in a page of its own --------------------------------------------------------------------------------------
+# the widget in a page of its own ----------------------------------------------------------------------------
 
 WATCHED = """
 const live = {timers: new Set(), frames: new Set(), observers: new Set()}, real = {};
-for (const name of ["setTimeout", "clearTimeout", "requestAnimationFrame", "cancelAnimationFrame", "ResizeObserver"]) {
+const names = ["setTimeout", "clearTimeout", "requestAnimationFrame", "cancelAnimationFrame", "ResizeObserver"];
+for (const name of names) {
   real[name] = name === "ResizeObserver" ? window[name] : window[name].bind(window);
 }
-window.setTimeout = (f, ms) => { const id = real.setTimeout(() => { live.timers.delete(id); f(); }, ms); live.timers.add(id); return id; };
+const watch = (start, ids) => (f, ms) => {
+  const id = start((...details) => { ids.delete(id); f(...details); }, ms);
+  ids.add(id);
+  return id;
+};
+window.setTimeout = watch(real.setTimeout, live.timers);
 window.clearTimeout = id => { live.timers.delete(id); real.clearTimeout(id); };
-window.requestAnimationFrame = f => { const id = real.requestAnimationFrame(t => { live.frames.delete(id); f(t); }); live.frames.add(id); return id; };
+window.requestAnimationFrame = watch(real.requestAnimationFrame, live.frames);
 window.cancelAnimationFrame = id => { live.frames.delete(id); real.cancelAnimationFrame(id); };
 window.ResizeObserver = class extends real.ResizeObserver {
   observe(box) { live.observers.add(this); super.observe(box); }
@@ -768,30 +933,36 @@ document.body.replaceChildren(el);
 
 
 def test_nothing_outlives_a_freed_view(chromium):
-    """Timers of telling, sending, measuring and waiting, the animation frame, the observer and every listener: gone."""
+    """Timers (tell, send, measure, wait), the animation frame, the observer and every listener: gone."""
     explorer = Explorer(pair(2, 64, 80), hr=torch.rand(2, 3, 64, 80), names=["a", "b"])
     keys = [f"0/{key}" for key in explorer.pictures[0].keys(thumb=True)] + ["1/thumb_fid", "1/thumb_real"]
     files = {key: b64(explorer.pictures[int(key[0])].png(key[2:], 1)) for key in keys}
-    traits = {name: explorer.get_state()[name] for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")}
+    traits = {
+        name: explorer.get_state()[name]
+        for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")
+    }
     out = chromium(WATCHED + MODEL + """
       const free = hosts.default.render({model, el}), root = el.firstChild;
       await root.ifcsr.ready;
       await wait(400);
-      const press = key => root.querySelector(".ifcsr-stage").dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+      const event = key => new KeyboardEvent("keydown", {key, bubbles: true});
+      const press = key => root.querySelector(".ifcsr-stage").dispatchEvent(event(key));
       press("b");
       press("Enter");
       root.ifcsr.setGamma(0.3);
       const painted = root.ifcsr.map !== null;
       root.querySelector(".ifcsr-thumb:nth-child(2)").click();
       const early = await error(() => root.ifcsr.getPixels());
-      const before = [live.timers.size, live.frames.size, live.observers.size, handlers.length];
+      const count = () => [live.timers.size, live.frames.size, live.observers.size, handlers.length];
+      const before = count();
       free();
-      const after = [live.timers.size, live.frames.size, live.observers.size, handlers.length], count = sent.length;
+      const after = count(), messages = sent.length;
       press("b");
       window.dispatchEvent(new Event("resize"));
       await wait(1800);
       Object.assign(window, real);
-      return [painted, before, after, sent.length - count, early, root.querySelector(".ifcsr-status").textContent];""", traits, files)  # fmt: skip
+      const status = root.querySelector(".ifcsr-status").textContent;
+      return [painted, before, after, sent.length - messages, early, status];""", traits, files)  # fmt: skip
     painted, before, after, later, early, status = out
     assert painted and before == [4, 1, 1, 7], before  # tell, map, measure, wait
     assert after == [0, 0, 0, 0] and later == 0 and status == ""
@@ -799,19 +970,28 @@ def test_nothing_outlives_a_freed_view(chromium):
 
 
 def test_a_page_refuses_what_is_no_number(chromium):
-    """null from a script, or NaN, which JSON makes null: refused with its reason, and nothing moves or travels."""
+    """null from a script, or NaN, which JSON makes null: refused with its reason; nothing moves or travels."""
     explorer = Explorer(pair(1, 64, 80))
-    files = {f"0/{key}": b64(explorer.pictures[0].png(key, 1)) for key in explorer.pictures[0].keys(thumb=False)}
-    traits = {name: explorer.get_state()[name] for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")}
+    files = {
+        f"0/{key}": b64(explorer.pictures[0].png(key, 1)) for key in explorer.pictures[0].keys(thumb=False)
+    }
+    traits = {
+        name: explorer.get_state()[name]
+        for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")
+    }
     errors, state, moved = chromium(MODEL + """
       const free = hosts.default.render({model, el}), api = el.firstChild.ifcsr;
       await api.ready;
       await new Promise(done => setTimeout(done, 200));
       const count = sent.length, errors = [];
-      for (const f of [() => api.setGamma(null), () => api.setView(NaN, 0.5, 1), () => api.setView(null, 0.5, 1), () => api.setView()]) errors.push(await error(f));
+      const views = [[NaN, 0.5, 1], [null, 0.5, 1], []];
+      errors.push(await error(() => api.setGamma(null)));
+      for (const view of views) errors.push(await error(() => api.setView(...view)));
       await new Promise(done => setTimeout(done, 200));
       const out = [errors, api.state, sent.length - count];
       free();
       return out;""", traits, files)  # fmt: skip
-    assert "gamma=null; allowed" in errors[0] and all(text.startswith("view=") and "allowed" in text for text in errors[1:])
+    assert "gamma=null; allowed" in errors[0] and all(
+        text.startswith("view=") and "allowed" in text for text in errors[1:]
+    )
     assert moved == 0 and state["gamma"] == 0.5 and state["view"] == [0.5, 0.5, 0]
