@@ -79,7 +79,7 @@ def actions(driver):
 
 def is_e1(picture, explorer, gamma, index=0, map_=None):
     """Rounded E1 of the 8-bit ends, and at most 1 level from E1 of the float ends in 8 bit (equal at both ends)."""
-    ends = explorer._images[index].parts[""]
+    ends = explorer.pictures[index].parts[""]
     fid, real = (to_uint8(x)[0].astype(float) for x in (ends.x_fid, ends.x_real))
     weight = gamma if map_ is None else map_
     assert np.abs(picture - (fid + weight * (real - fid))).max() <= 0.5 + 0.01
@@ -164,7 +164,7 @@ def test_wipe_and_hold(page, explorer):
     """Left of the line the HR, right of it the blend, as a screenshot has them; C held shows the HR everywhere."""
     js(page, "ifcsr.setGamma(0.3);")
     choose(page, "compare with", "HR")
-    hr, blend, handle = to_uint8(explorer._images[0].hr)[0], pixels(page, H, W), find(page, ".ifcsr-wipe")
+    hr, blend, handle = to_uint8(explorer.pictures[0].hr)[0], pixels(page, H, W), find(page, ".ifcsr-wipe")
     actions(page).click_and_hold(handle).move_by_offset(-80, 0).release().perform()
     assert handle.get_attribute("aria-valuenow") == "25"
     seen = painted(page)
@@ -177,7 +177,7 @@ def test_wipe_and_hold(page, explorer):
     assert np.array_equal(painted(page)[:, 100:], blend[:, 100:])
     assert stage.get_attribute("aria-label")
     choose(page, "compare with", "bicubic")
-    assert np.array_equal(painted(page)[40:80, :60], to_uint8(explorer._images[0].x_L)[0][40:80, :60])
+    assert np.array_equal(painted(page)[40:80, :60], to_uint8(explorer.pictures[0].x_L)[0][40:80, :60])
 
 
 def test_zoom_pan_and_magnifier(page, explorer):
@@ -218,7 +218,7 @@ def test_brush_and_map_files(page, explorer, folder):
     named(page, "export the gamma map as a grey PNG").click()
     grey = decode_image(saved(folder, "_gamma_map.png"), "map").rgb[:, :1]
     # the exported map is rounded to 1/255: half a step times 255 levels, and the rounding of the pixel
-    assert np.abs(painted_.astype(int) - to_uint8(explorer._images[0].parts[""].blend(grey))[0]).max() <= 1
+    assert np.abs(painted_.astype(int) - to_uint8(explorer.pictures[0].parts[""].blend(grey))[0]).max() <= 1
     is_e1(painted_, explorer, 0.2, map_=exact_map(page))
     js(page, "document.querySelector('.ifcsr-stage').focus();")
     actions(page).key_down("\ue009").send_keys("z").key_up("\ue009").perform()
@@ -275,7 +275,7 @@ def test_export_opens_and_matches(page, explorer, folder, bits):
     named(page, "the whole picture as a PNG file").click()
     data = saved(folder, "first_gamma_0.350.png")
     photo = decode_image(data, "export")
-    ends = explorer._images[0].parts[""]
+    ends = explorer.pictures[0].parts[""]
     levels = [torch.from_numpy(to_uint8(x)[0].astype(np.float64)).permute(2, 0, 1) / 255 for x in (ends.x_fid, ends.x_real)]
     assert photo.bits == bits and (photo.rgb[0].double() - torch.lerp(*levels, 0.35)).abs().max() <= 0.501 / (2**bits - 1) + 2e-5 * (bits == 8)
     if bits == 8:
@@ -378,6 +378,24 @@ def test_errors_are_shown(page):
             js(page, f"ifcsr.setGamma({g});")
     js(page, "document.body.append(Object.assign(document.createElement('script'), {text: 'throw new Error(`wanted <here>`)'}));")
     assert find(page, ".ifcsr-message").text.endswith("wanted <here>") and find(page, ".ifcsr-message").get_attribute("role") == "alert"
+
+
+def test_pixels_before_they_are_decoded(page, folder):
+    """ready is a promise, there from the first moment; until it is kept, getPixels says what to wait for, then it is E1."""
+    script = """Object.defineProperty(window, "ifcsr", {configurable: true, set(api) {
+      Object.defineProperty(window, "ifcsr", {value: api});
+      window.early = [api.ready instanceof Promise, api.gamma];
+      try { api.getPixels(); window.early.push("no error"); } catch (error) { window.early.push(error.message); }
+    }});"""
+    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        page.get((folder / "page.html").as_uri())
+        assert js(page, "return window.early;") == [True, 0.5, "the pictures are not decoded yet; await ready first, then call getPixels"]
+        assert js(page, "await ifcsr.ready; return ifcsr.getPixels().length;") == 4 * H * W
+        with pytest.raises(RuntimeError, match="pane 1 does not exist; allowed: 0 to 0"):
+            js(page, "ifcsr.getPixels(1);")
+    finally:
+        page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_damaged_picture_is_shown(driver, explorer, folder):

@@ -5,9 +5,9 @@ import io
 import tokenize
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent / "ifcsr_lib"
 total = 0
-LIBRARY = Path(__file__).parent.parent / "ifcsr_lib"
-for path in sorted(LIBRARY.rglob("*.py")):
+for path in sorted(ROOT.rglob("*.py")):
     text = path.read_text(encoding="utf-8")
     skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     lines = set()
@@ -17,6 +17,6 @@ for path in sorted(LIBRARY.rglob("*.py")):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    print(f"{len(lines):6} {path.relative_to(LIBRARY).as_posix()}")
+    print(f"{len(lines):6} {path.relative_to(ROOT).as_posix()}")
     total += len(lines)
 print(f"{total:6} lines of code in ifcsr_lib")
