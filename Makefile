@@ -20,7 +20,7 @@ env:  ## .venv from requirements.lock; reused as long as the lock is the same
 reproduce: env  ## notebooks 00-09 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
-BROWSER := tests/test_explorer_browser.py tests/test_explorer_lab.py
+BROWSER := tests/browser
 test: env  ## the tests in two processes, then the browser's and every notebook at smoke scale (nbval)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests $(BROWSER:%=--ignore=%) $(ARGS) || [ $$? = 5 ]
 	$(PY) -m pytest $(BROWSER) notebooks $(ARGS) || [ $$? = 5 ]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from browser import browser, js, missing
+from chromium import browser, js, missing
 
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.explorer import Explorer

@@ -15,7 +15,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from browser import browser, js, lab, missing, open_notebook, run_cell, until
+from chromium import browser, js, lab, missing, open_notebook, run_cell, until
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import data, degradation, explorer, results

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from browser import browser, js, missing, pixels, shown
+from chromium import browser, js, missing, pixels, shown
 from PIL import Image
 
 from ifcsr_lib.control import Endpoints

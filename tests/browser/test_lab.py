@@ -7,7 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from browser import browser, js, lab, missing, open_notebook, pixels, run_cell, shown, until
+from chromium import browser, js, lab, missing, open_notebook, pixels, run_cell, shown, until
 
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import to_uint8

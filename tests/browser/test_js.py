@@ -20,7 +20,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from browser import browser, js, missing
+from chromium import browser, js, missing
 from ifcsr_lib.images import decode_image, encode_png, to_uint8
 from PIL import Image
 
