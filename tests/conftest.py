@@ -1,4 +1,4 @@
-"""Shared fixtures. Nothing here needs a network, a GPU or a file outside the repository."""
+"""Shared fixtures, and the marker of each folder. Nothing here needs a network, a GPU or a file outside the repository."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,16 @@ from pathlib import Path
 import pytest
 
 from ifcsr_lib.config import ROOT
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """tests/unit/... is marked `unit`, tests/flows/... `flows`, and so on (pyproject.toml lists the markers)."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +31,13 @@ def shared_data() -> Path:
 def _results_elsewhere(tmp_path, monkeypatch):
     """Tests never write to a tracked file."""
     monkeypatch.setenv("IFCSR_RESULTS", str(tmp_path / "results"))
+
+
+@pytest.fixture
+def crops():
+    import helpers
+
+    return helpers.noise_crops()
 
 
 @pytest.fixture(scope="session")

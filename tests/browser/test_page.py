@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import browser, js, missing, pixels, shown
+from helpers import rand
 from PIL import Image
 
 from ifcsr_lib.control import Endpoints
@@ -17,10 +18,6 @@ from ifcsr_lib.files.images import decode_image, encode_png, to_uint8
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 GAMMAS = [i / 10 for i in range(11)]
 H, W = 200, 320
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,19 +21,11 @@ from ifcsr_lib import data, models, plan, trainer
 from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
-from ifcsr_lib.loss import FeatureDistance, PocketFeatures
 
 
 @pytest.fixture(scope="module")
 def distance():
-    torch.manual_seed(3)
-    return FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
-
-
-@pytest.fixture
-def crops():
-    rng = np.random.default_rng(0)
-    return data.Crops({f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0)
+    return helpers.distance()
 
 
 def train(cfg, crops, distance, folder, stage=trainer.Stage1, steps=2, **kwargs):

@@ -5,12 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers import distance, randomised
 
 from ifcsr_lib import control, costs, models, strategies
 from ifcsr_lib.config import resolve
 from ifcsr_lib.control import blend
-from ifcsr_lib.data import Crops
-from ifcsr_lib.loss import FeatureDistance, PocketFeatures
 
 E, U, D = (Counter([name]) for name in ("encode", "unet", "decode"))
 NOTHING = Counter()
@@ -30,34 +29,14 @@ EXTRA = ("semantic", "timestep", "velocity", "distilled_t", "osediff", "tsd_sr")
 LQ = torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0))
 
 
-def randomised(model, *names):
-    """Non-zero B, so that the adapters do something and differ."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in strategies.train_only(model, *names).values():
-            p.normal_(std=0.05)
-    strategies.train_only(model)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model(tiny_backbone):
     """Shared: nothing here trains it, and `predict` leaves nothing changed."""
     model = models.new(resolve("smoke", overrides={"backbone": str(tiny_backbone)}))
     for name in EXTRA:
         strategies.add_adapter(model, name)
+    strategies.train_only(model)
     return randomised(model, "fidelity", "realism", *EXTRA)
-
-
-@pytest.fixture
-def crops():
-    rng = np.random.default_rng(0)
-    return Crops({f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0)
-
-
-def distance():
-    torch.manual_seed(3)
-    return FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
 
 
 @pytest.fixture

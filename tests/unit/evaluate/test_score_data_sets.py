@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import randomised
 
 from ifcsr_lib import benchmark, data, models, results
 from ifcsr_lib.cli import main
@@ -35,13 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tiny_cfg):
-    model = models.new(tiny_cfg)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name in models.ADAPTERS:
-            for p in model.adapter(name).values():
-                p.normal_(std=0.05)
-    return model
+    return randomised(models.new(tiny_cfg))
 
 
 @pytest.fixture

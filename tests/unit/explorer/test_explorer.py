@@ -1,4 +1,4 @@
-"""The Python side of the slider, without a browser: state, numbers, messages, files. The page itself: test_explorer_browser.py."""
+"""The Python side of the slider, without a browser: state, numbers, messages, files. The page itself: tests/browser/test_page.py."""
 
 import base64
 import io
@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import rand
 from PIL import Image
 from traitlets import TraitError
 
@@ -18,10 +19,6 @@ from ifcsr_lib.explorer import Explorer, compare
 from ifcsr_lib.files.images import decode_image, encode_png, to_uint8, upsample
 
 GAMMAS = [i / 10 for i in range(11)]
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def pair(n=1, h=36, w=50, seed=0):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from helpers import randomised
 from safetensors.torch import load_file, save_file
 
 import ifcsr_lib as ifcsr
@@ -19,16 +20,6 @@ from ifcsr_lib.files.images import upsample
 @pytest.fixture
 def model(tiny_cfg):
     return randomised(models.new(tiny_cfg))
-
-
-def randomised(model):
-    """Non-zero B, so that the adapters do something and differ."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name in models.ADAPTERS:
-            for p in model.adapter(name).values():
-                p.normal_(std=0.05)
-    return model
 
 
 def test_sd21_counts_on_the_meta_device():

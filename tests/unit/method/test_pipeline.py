@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
+from helpers import randomised
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -22,13 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.fixture
 def model(tiny_cfg):
     """Untrained adapters would be zero and equal; these do something, and differ."""
-    model = models.new(tiny_cfg)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name in models.ADAPTERS:
-            for p in model.adapter(name).values():
-                p.normal_(std=0.05)
-    return model
+    return randomised(models.new(tiny_cfg))
 
 
 @pytest.fixture

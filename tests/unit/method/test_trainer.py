@@ -2,25 +2,10 @@
 
 import pytest
 import torch
+from helpers import distance
 
 from ifcsr_lib import data, models, trainer
-from ifcsr_lib.data import Crops, low_quality
-from ifcsr_lib.loss import FeatureDistance, PocketFeatures
-
-TORCH_SEED = 3
-
-
-@pytest.fixture
-def crops():
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    return Crops({f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0)
-
-
-def distance():
-    torch.manual_seed(TORCH_SEED)
-    return FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+from ifcsr_lib.data import low_quality
 
 
 def snapshot(model):
