@@ -14,6 +14,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user wrote it, "~" and "~name" expanded: shells leave them in NAME=~/x, and env files in every line."""
+    return Path(os.path.expanduser(text))
+
+
+def path_setting(name: str) -> Path | None:
+    """The environment variable as a path (`user_path`); None when it is not set or empty."""
+    text = os.environ.get(name)
+    return user_path(text) if text else None
+
+
 _WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any number
 
 
@@ -100,7 +111,7 @@ class Config:
     @property
     def results(self) -> Path:
         """results/<profile>, or $IFCSR_RESULTS/<profile>."""
-        return Path(os.environ.get("IFCSR_RESULTS") or ROOT / "results") / self.profile
+        return (path_setting("IFCSR_RESULTS") or ROOT / "results") / self.profile
 
     def asdict(self) -> dict:
         return dataclasses.asdict(self)

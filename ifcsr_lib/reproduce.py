@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .config import ROOT, resolve
+from .config import ROOT, resolve, user_path
 from .files.results import atomic
 
 PARAMETERS = {"profile", "seed", "overrides"}
@@ -122,7 +122,7 @@ def _kernel_environment():
         for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(ROOT))):
             os.environ[name] = os.pathsep.join(filter(None, [first, before.get(name)]))
         for name in {"IFCSR_RESULTS", "IFCSR_DATA"} & set(before):  # relative to where you typed, kernels run in ROOT
-            os.environ[name] = os.path.abspath(before[name]) if before[name] else ""
+            os.environ[name] = os.path.abspath(user_path(before[name])) if before[name] else ""
         os.environ.setdefault("PYTHONHASHSEED", "0")
         try:
             yield

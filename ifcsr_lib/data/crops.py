@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import ROOT, Config
+from ..config import ROOT, Config, path_setting
 from ..files.images import list_images, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
 
@@ -65,8 +64,8 @@ def load_photo(photo: PhotoFile | Path) -> Tensor:
 
 def user_data(name: str) -> Path | None:
     """$IFCSR_DATA/<name> when it exists, else None. Known names: data/README.md."""
-    folder = os.environ.get("IFCSR_DATA")
-    path = Path(folder) / name if folder else None
+    folder = path_setting("IFCSR_DATA")
+    path = folder / name if folder else None
     return path if path and path.exists() else None
 
 

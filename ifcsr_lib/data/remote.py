@@ -1,4 +1,8 @@
-"""Files behind http(s): read by byte ranges, or downloaded so that a killed run continues. Standard library only."""
+"""Files behind http(s): read by byte ranges, or downloaded so that a killed run continues. Standard library only.
+
+fsspec would need aiohttp and seven more packages for it, and neither resumes a file, nor asks a busy server again, nor notices
+that the server's copy has changed.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def _try(url: str, attempt):
 
 
 def read_range(url: str, start: int, count: int) -> tuple[bytes, int]:
-    """(bytes start ... start + count - 1 of the file, its whole size in bytes). Raises OSError: no ranges, or no answer."""
+    """(bytes start ... start + count - 1 of the file, the size of the file in bytes). Raises OSError: no ranges, or no answer."""
 
     def attempt():
         with _open(url, {"Range": f"bytes={start}-{start + count - 1}"}) as answer:
@@ -94,7 +98,7 @@ def download(url: str, folder: str | Path) -> Path:
     """folder/<file name of url>, downloaded unless it is there; bytes that an earlier run left in <name>.part count.
 
     The file gets its name when all bytes have come. If the server's copy changed in between (ETag, Last-Modified), the
-    download begins anew. Raises OSError after TRIES tries without success, or at once when the server refuses.
+    download starts again. Raises OSError after TRIES tries without success, or at once when the server refuses.
     """
     from tqdm import tqdm
 
@@ -116,7 +120,7 @@ def download(url: str, folder: str | Path) -> Path:
             if error.code != 416:
                 raise
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start)
-            return _finish() if whole else part.unlink()  # more bytes than the file has: of another one, start anew
+            return _finish() if whole else part.unlink()  # more bytes than the file has: of another one, start again
         with answer:
             start = start if answer.status == 206 else 0
             length, tag = answer.headers["Content-Length"], answer.headers["ETag"]

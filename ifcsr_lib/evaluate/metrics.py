@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..config import ROOT, _hint
+from ..config import ROOT, _hint, path_setting
 from ..files.images import check_images, list_images, read_image, write_image
 from ..files.results import atomic
 
@@ -76,7 +76,7 @@ def _find(file: str) -> Path | None:
 
         found = try_to_load_from_cache(*file[3:].rsplit("/", 1))
         return Path(found) if isinstance(found, str) else None
-    own = [Path(os.environ["IFCSR_DATA"], "weights", Path(file).name)] if os.environ.get("IFCSR_DATA") else []
+    own = [folder / "weights" / Path(file).name] if (folder := path_setting("IFCSR_DATA")) else []
     return next((p for p in (*own, Path(torch.hub.get_dir(), file), ROOT / file) if p.is_file()), None)
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, path_setting
 from ..data import POCKET
 from ..files.results import atomic, read_json, sha256, write_json
 from . import sd21
@@ -33,7 +33,7 @@ SIDES = ("unet", "vae")
 def cache() -> Path:
     """Where small things that are made once are kept: $IFCSR_CACHE, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("IFCSR_CACHE") or Path(base) / "ifcsr")
+    return path_setting("IFCSR_CACHE") or Path(base) / "ifcsr"
 
 
 def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor, dict]:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from ifcsr_lib import __version__
-from ifcsr_lib.cli import _setting, main, plan, upscale_folder
+from ifcsr_lib.cli import main
+from ifcsr_lib.cli.options import setting
+from ifcsr_lib.cli.upscale import output_files, upscale_folder
 from ifcsr_lib.config import ROOT
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import read_image, to_tensor, upsample, write_image
@@ -110,20 +112,20 @@ def test_full_disk_stops_with_one_error_and_no_remains(photos, tmp_path, monkeyp
     assert names(tmp_path / "out") == []
 
 
-def test_plan_names_the_outputs(photos, tmp_path):
+def test_output_files_are_named_after_the_photos(photos, tmp_path):
     for p in ("d.png", "b.tif"):
         (photos / p).unlink()
     out = tmp_path / "new"
-    assert [p.name for p in plan(photos, out).values()] == ["a.png", "c.png"]
-    assert [p.name for p in plan(photos, out, "webp").values()] == ["a.webp", "c.webp"]
-    assert plan(photos / "c.jpg", out) == {photos / "c.jpg": out / "c.png"}
-    assert plan(photos / "c.jpg", tmp_path / "x.bmp") == {photos / "c.jpg": tmp_path / "x.bmp"}
-    assert plan(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {photos / "c.jpg": tmp_path / "x.jpeg"}
-    assert plan(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
+    assert [p.name for p in output_files(photos, out).values()] == ["a.png", "c.png"]
+    assert [p.name for p in output_files(photos, out, "webp").values()] == ["a.webp", "c.webp"]
+    assert output_files(photos / "c.jpg", out) == {photos / "c.jpg": out / "c.png"}
+    assert output_files(photos / "c.jpg", tmp_path / "x.bmp") == {photos / "c.jpg": tmp_path / "x.bmp"}
+    assert output_files(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {photos / "c.jpg": tmp_path / "x.jpeg"}
+    assert output_files(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
     assert not out.exists()
 
 
-def test_plan_refuses_before_a_model_loads(photos, tmp_path, capsys):
+def test_it_refuses_before_a_model_loads(photos, tmp_path, capsys):
     """The model does not exist: had it been asked for, its error would show."""
     (tmp_path / "empty").mkdir()
     (photos / "d.png").unlink()
@@ -181,9 +183,9 @@ def test_evaluate_prints_and_writes_the_table(tmp_path, capsys):
 
 
 def test_settings_follow_the_config_types():
-    assert _setting("k=3") == ("k", 3) and _setting("lr=1e-4") == ("lr", 1e-4)
-    assert _setting("preset=light") == ("preset", "light") and _setting("revision=None") == ("revision", None)
-    assert _setting("backbone=a=b") == ("backbone", "a=b")
+    assert setting("k=3") == ("k", 3) and setting("lr=1e-4") == ("lr", 1e-4)
+    assert setting("preset=light") == ("preset", "light") and setting("revision=None") == ("revision", None)
+    assert setting("backbone=a=b") == ("backbone", "a=b")
 
 
 def test_reproduce_takes_a_recipe(monkeypatch):

@@ -1,0 +1,71 @@
+"""explore: one photo, or a saved pair, as a page with the slider."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..config import user_path
+from .options import MODEL, gamma, name_or_path, printable
+
+TEXT = "Upscale one photo and open a page with the slider."
+STORY = """\
+Runs the network once, writes one page that holds both endpoints and the slider, and opens it in
+the browser; the page needs no Python afterwards. A pair written by Endpoints.save (*.ifcsr.zip)
+needs no model at all. "sample" is a held-out photo of the installed packages, degraded (preset light)."""
+EXAMPLE = "python -m ifcsr_lib explore photo.jpg --out photo.html"
+PAIR = ".ifcsr.zip"
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    p.add_argument("photo", metavar="PHOTO", type=user_path, help='an image file, a pair (*.ifcsr.zip), or "sample"')
+    p.add_argument("--model", type=name_or_path, default="pocket", help=MODEL)
+    p.add_argument("--gamma", type=gamma, help="where the slider starts (default 0.5, or what the pair says)")
+    p.add_argument("--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)")
+    p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
+
+
+def run(args: argparse.Namespace) -> int:
+    sample = str(args.photo) == "sample"
+    name = args.photo.name.removesuffix(PAIR) if args.photo.name.endswith(PAIR) else args.photo.stem
+    out = args.out or Path(f"{name}_explore.html")
+    if out.suffix.lower() != ".html":
+        raise ValueError(f"--out {out}; allowed: a name that ends in .html")
+    if not sample and not args.photo.is_file():
+        raise FileNotFoundError(f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"')
+    explorer = _explorer(args, printable(name), sample)
+    explorer.save_html(out)
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    if not args.no_open:
+        import webbrowser
+
+        if not webbrowser.open(out.resolve().as_uri()):
+            print("no browser could be started here; open the file in one")
+    return 0
+
+
+def _explorer(args: argparse.Namespace, name: str, sample: bool):
+    """The Explorer of a pair, of the sample, or of a photo; only a pair needs no model."""
+    from ..control import Endpoints
+    from ..explorer import Explorer
+
+    if args.photo.name.endswith(PAIR):
+        ends = Endpoints.load(args.photo)
+        names = [name] if len(ends) == 1 else [f"{name} {i}" for i in range(len(ends))]
+        return Explorer(ends, names=names, gamma=args.gamma)
+    from ..files.images import check_images, read_image
+    from ..models import load
+
+    hr = None
+    if sample:
+        from ..data import HELDOUT_INDEX, load_photo, photos
+        from ..degradation import degrade
+
+        photo = photos("heldout")[0]
+        name, hr = photo.name, load_photo(photo)
+        lq = degrade(hr, 0, "light", HELDOUT_INDEX)
+    else:
+        lq = read_image(args.photo).rgb
+        check_images(lq, str(args.photo))
+    model = load(args.model)
+    return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)

@@ -1,0 +1,72 @@
+"""What several commands share: kinds of arguments, the options of a run, and an error as one line. No heavy import."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import os
+
+from ..config import PROFILES, RECIPES, Config, resolve, user_path
+
+MODEL = '"pocket" (default, shipped), a saved folder, or a hub id'
+
+
+def gamma(text: str) -> float:
+    """A number from 0 to 1, else argparse's error."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:  # NaN fails too
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
+    return value
+
+
+def name_or_path(text: str) -> str:
+    """A name, an address or a path; "~" at the start of a path is expanded."""
+    return str(user_path(text)) if text.startswith("~") else text
+
+
+def setting(text: str) -> tuple[str, object]:
+    """ "k=3.0" -> ("k", 3.0), by the type of the Config field; `resolve` then judges name and value."""
+    name, equals, value = text.partition("=")
+    kind = {f.name: f.type for f in dataclasses.fields(Config)}.get(name, "str")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}; write NAME=VALUE without spaces, such as k=3.0")
+    if kind.startswith("str"):
+        return name, None if (kind, value) == ("str | None", "None") else name_or_path(value)
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(f"{text!r}: {name} is a number ({kind}), such as {name}=3") from None
+
+
+def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """--profile, --seed, --recipe and -o/--set, the same for train, reproduce and describe."""
+    parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
+    parser.add_argument("--seed", type=int, default=0, help="root of every random choice (default 0)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), help="settings for a GPU's memory; -o overrides them")
+    parser.add_argument("-o", "--set", nargs="+", type=setting, metavar="NAME=VALUE", default=[], action="extend",
+                        help=f"override config fields, such as {example}")  # fmt: skip
+
+
+def overrides(args: argparse.Namespace) -> dict:
+    """{field: value} of --recipe, with -o/--set over it."""
+    return {**RECIPES.get(args.recipe, {}), **dict(args.set)}
+
+
+def config(args: argparse.Namespace) -> Config:
+    """The Config of --profile, --seed, --recipe and -o/--set."""
+    return resolve(args.profile, args.seed, overrides(args))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line of at most 600 characters."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+    return " ".join(text.split())[:600] or type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A file name whose bytes are no UTF-8 as text that can be written: those bytes as \\udc.. escapes."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode()

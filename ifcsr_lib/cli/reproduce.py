@@ -1,0 +1,27 @@
+"""reproduce: the notebooks in order."""
+
+from __future__ import annotations
+
+import argparse
+
+from .options import add_run_options, config, overrides
+
+TEXT = "Run the notebooks in order and write results/<profile>/."
+STORY = """\
+All notebooks below 90 run one after another with a progress line each; executed copies, tables and
+figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
+paper needs a GPU for days."""
+EXAMPLE = "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03"
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    add_run_options(p, "k=3.0 preset=light")
+    p.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run, such as 02 03")
+
+
+def run(args: argparse.Namespace) -> int:
+    cfg = config(args)
+    from ..reproduce import reproduce
+
+    reproduce(profile=cfg.profile, seed=args.seed, overrides=overrides(args), only=args.only)
+    return 0
