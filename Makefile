@@ -12,7 +12,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
-	@echo "  PYTHON=python3.12 chooses the interpreter, PROFILE=smoke the profile, ARGS='-k loss' goes to pytest"
+	@echo "  PYTHON=python3.12 chooses the interpreter, PROFILE=smoke the profile, ARGS='-m unit' goes to pytest"
 
 env:  ## .venv from requirements.lock; reused as long as the lock is the same
 	@./tools/env.sh "$(PYTHON)"
@@ -20,14 +20,18 @@ env:  ## .venv from requirements.lock; reused as long as the lock is the same
 reproduce: env  ## notebooks 00-09 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
-BROWSER := tests/browser
+# `-n 2` and notebooks do not mix: each notebook reads what the ones before it wrote. Pytest's 5 says that ARGS chose no test.
 test: env  ## the tests in two processes, then the browser's and every notebook at smoke scale (nbval)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests $(BROWSER:%=--ignore=%) $(ARGS) || [ $$? = 5 ]
-	$(PY) -m pytest $(BROWSER) notebooks $(ARGS) || [ $$? = 5 ]
+	@first=0; OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests --ignore=tests/browser $(ARGS) || first=$$?; \
+	[ $$first = 0 ] || [ $$first = 5 ] || exit $$first; \
+	second=0; $(PY) -m pytest --nbval tests/browser notebooks $(ARGS) || second=$$?; \
+	[ $$second = 5 ] && exit $$first || exit $$second
 
-lint: env  ## ruff, and that notebooks keep no output but the compared one
+lint: env  ## ruff, its format, notebooks without output but the compared one, README's tables as the code and results say
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) tools/strip_notebooks.py --check
+	$(PY) tools/readme_tables.py --check
 
 explore: env  ## the slider on a sample photo, in your browser (ARGS=--no-open writes the page only)
 	$(PY) -m ifcsr_lib explore sample $(ARGS)

@@ -1,15 +1,50 @@
 """Under pytest --nbval the notebooks run at smoke scale and write to a temporary folder, never to tracked results."""
 
 import os
+import re
 import tempfile
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from ifcsr_lib.config import ROOT
 
-_results = tempfile.TemporaryDirectory(
-    prefix="ifcsr-nbval-"
-)  # one for all: each notebook reads what earlier ones wrote
+HERE = Path(__file__).parent
+# one for all: each notebook reads what earlier ones wrote
+_results = tempfile.TemporaryDirectory(prefix="ifcsr-nbval-")
+
+
+def needs(path: Path) -> set[str]:
+    """The notebooks whose files this one reads, by their `results.require(..., cfg, "01")`, and what those need in turn."""
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    out = set()
+    for number in re.findall(r'require\(.*, "(\d\d)"\)', text):
+        (other,) = HERE.glob(f"{number}_*.ipynb")
+        out |= {other.name} | needs(other)
+    return out
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("notebook")
+
+
+def pytest_collection_finish(session):
+    """A notebook that is run without those it reads from is skipped, with one line that names them."""
+    chosen = {}
+    for item in session.items:
+        if item.path.suffix == ".ipynb" and HERE in item.path.parents:
+            chosen.setdefault(item.path, []).append(item)
+    names = {path.name for path in chosen}
+    for path, cells in chosen.items():
+        if lacking := sorted(needs(path) - names):
+            first = " ".join(f"notebooks/{name}" for name in [*lacking, path.name])
+            why = f"{path.name} reads what {', '.join(lacking)} write; run them together: pytest --nbval {first}"
+            for cell in cells:
+                cell.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import torch
 from chromium import browser, js, missing
-from ifcsr_lib.images import decode_image, encode_png, to_uint8
 from PIL import Image
 
 from ifcsr_lib import evaluate
 from ifcsr_lib.config import ROOT
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.explorer import Explorer, page
+from ifcsr_lib.files.images import decode_image, encode_png, to_uint8
 
 FOLDER = page.JS
 GAMMAS = [0, 0.1, 0.25, 1 / 3, 0.5, 0.637, 0.75, 0.999, 1]
