@@ -389,7 +389,7 @@ def test_the_list_of_all_sets(home, tmp_path, capsys):
 
 def test_help_is_light():
     code = ("import runpy, sys\nsys.argv[1:] = ['data', '--help']\ntry:\n    runpy.run_module('ifcsr_lib', run_name="
-            "'__main__')\nfinally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+            "'__main__')\nfinally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "HEAVY []" in done.stdout and "--shards N" in done.stdout
 
@@ -418,12 +418,16 @@ def same(a, b) -> bool:
 
 
 def test_shards_are_webdataset_s_and_a_killed_run_continues(ffhq):
-    import webdataset
-
+    """Its rules: regular files without folders, the key up to the first dot, all of a key in a row."""
     folder = ffhq / "ffhq_shards"
     before = tree(folder)
     paths = sorted(folder.glob("*.tar"))
-    read = [(s["__key__"], s["png"]) for s in webdataset.WebDataset([str(p) for p in paths], shardshuffle=False)]
+    read = []
+    for path in paths:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            assert all(m.isreg() and m.name.partition(".")[2] == "png" for m in members)
+            read += [(m.name.partition(".")[0], archive.extractfile(m).read()) for m in members]
     assert read == [(p.stem, p.read_bytes()) for p in sorted((ffhq / "ffhq").glob("*.png"))]
     record = json.loads((folder / "shards.json").read_text())
     del record["shards"][paths[1].name]
@@ -437,6 +441,22 @@ def test_shards_are_webdataset_s_and_a_killed_run_continues(ffhq):
         datasets.write_shards("ffhq", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     assert datasets.verify("ffhq", hashes=False).different == ["../ffhq_shards/ffhq-000001.tar"]
+
+
+def test_a_shard_is_the_one_that_webdataset_writes(tmp_path, home):
+    """The sha256 is that of webdataset 1.0.2, TarWriter(encoder=False, mtime=0), of the same two files."""
+    write(home / "lsdir", {"00000.png": b"first", "00001.JPG": bytes(range(256)) * 7})
+    (path,) = datasets.write_shards("lsdir", 2)
+    assert sha256(path) == "962c79aaf6b06c21c928baa08d4826eebbf4ad24e84d1e04eb0a3c3dcdb47d81"
+
+
+def test_braces_name_shards():
+    assert streams._expand("a-{008..011}.tar") == [f"a-{n:03d}.tar" for n in range(8, 12)]
+    assert streams._expand("{a,b}-{0..1}.tar") == ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]
+    assert streams._expand("plain.tar") == ["plain.tar"]
+    for text, reason in (("a{3..1}", "neither a range"), ("a{x}", "neither a range"), ("a{0..1", "no partner"), ("a}", "no partner")):
+        with pytest.raises(ValueError, match=reason):
+            streams._expand(text)
 
 
 def test_folder_shards_and_server_give_the_same_crops(ffhq, server):
@@ -575,9 +595,9 @@ def test_kinds_of_images_are_measured(tmp_path):
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, "JPEG", icc_profile=bytes(200_000))
     for name, content in (files | {"e": (tmp_path / "e.png").read_bytes(), "f": out.getvalue()}).items():
-        assert streams.measure(io.BytesIO(b"xyz" + content), 3, len(content)) == (40, 30), name
+        assert streams.image_size(io.BytesIO(b"xyz" + content), 3, len(content)) == (40, 30), name
         cut = content[: len(content) // 2]
-        assert streams.measure(io.BytesIO(cut), 0, len(cut)) == (0, 0), f"half of {name}"
+        assert streams.image_size(io.BytesIO(cut), 0, len(cut)) == (0, 0), f"half of {name}"
 
 
 def test_a_stage_trains_on_shards(ffhq, tiny_cfg, tmp_path):

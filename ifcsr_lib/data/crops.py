@@ -154,7 +154,7 @@ def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
 
 
 def training_crops(cfg: Config) -> Dataset:
-    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
+    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.training_files).
 
     cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops.
     Worker processes (cfg.workers) degrade them, too.
@@ -165,9 +165,9 @@ def training_crops(cfg: Config) -> Dataset:
 def _endless_crops(cfg: Config) -> Dataset:
     if cfg.training_set == "shipped":
         return Crops(load_images([p.path for p in photos("train")], cfg.patch), cfg.patch, cfg.seed)
-    from .streams import LazyCrops, locate
+    from .streams import LazyCrops, training_files
 
-    parts = locate(cfg.training_set)
+    parts = training_files(cfg.training_set)
     if cfg.reading == "disk":
         return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
     paths = [Path(file) for files, _ in parts for file in files]
