@@ -203,6 +203,33 @@ def test_pairs_from_every_kind_of_source(kind, home, tmp_path, server):
     assert state.complete and state.manifest == "recorded" and main(["data", "realsr"]) == 0
 
 
+def test_pairs_of_one_stem_are_matched_by_their_full_name(tmp_path):
+    """photo.jpg and photo.png are two pairs; by stem one would get the other's reference."""
+    colours = {"photo.jpg": 40, "photo.png": 200, "z.png": 90}
+    for name, level in colours.items():
+        for side, size in (("LR", 16), ("HR", 64)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.new("RGB", (size, size), (level,) * 3).save(tmp_path / side / name)
+    found = data.pairs(tmp_path)
+    assert [(name, low.name, high.name) for name, low, high in found] == [(n, f, f) for n, f in
+            (("photo.jpg", "photo.jpg"), ("photo.png", "photo.png"), ("z", "z.png"))]  # fmt: skip
+    (tmp_path / "HR/photo.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 files have no partner in LR/HR, first \['photo.jpg'\]"):
+        data.pairs(tmp_path)
+    (tmp_path / "HR/photo.png").rename(tmp_path / "HR/photo.bmp")
+    with pytest.raises(ValueError, match="all are called 'photo'"):
+        data.pairs(tmp_path)
+
+
+def test_photographs_of_one_stem_become_two_pairs(tmp_path, tiny_cfg):
+    for name, level in (("a.jpg", 40), ("a.png", 200)):
+        Image.new("RGB", (64, 64), (level,) * 3).save(tmp_path / name)
+    folder = data.write_pairs(tiny_cfg, [tmp_path / "a.jpg", tmp_path / "a.png"], "two", 64)
+    found = data.pairs(folder)
+    assert [name for name, _, _ in found] == ["a.jpg", "a.png"]
+    assert [round(read_image(high).rgb.mean().item() * 255) for _, _, high in found] == [40, 200]
+
+
 def test_verify_names_what_is_missing_changed_or_strange(home, tmp_path, capsys):
     datasets.prepare("realsr", [write(tmp_path / "src", pairs())])
     folder = home / "realsr"
@@ -377,6 +404,28 @@ def test_wrong_use_is_told_in_one_line(home, tmp_path, monkeypatch, capsys):
     assert main(["data"]) == 0
     said = capsys.readouterr().out
     assert "not set" in said and all(name in said for name in datasets.DATASETS) and "0 of" in said
+
+
+def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
+    """In $IFCSR_DATA, as an env file or a notebook sets it, and in --from; no folder named ~ appears."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IFCSR_DATA", "~/home")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "src", pairs())
+    assert main(["data", "realsr", "--from", "~/src"]) == 0
+    assert datasets.home() == home and data.user_data("realsr") == home / "realsr" and not (tmp_path / "~").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf_8(home, tmp_path):
+    """Prepared, verified, packed and read back as any other."""
+    files = {name.replace("photo", "ph\udcff"): content for name, content in pairs().items()}
+    assert datasets.prepare("realsr", [write(tmp_path / "src", files)]).complete
+    assert datasets.verify("realsr").complete and len(data.pairs(home / "realsr")) == 3
+    write(home / "lsdir", {f"\udcfe{n}.png": png(80, n) for n in range(5)})
+    datasets.write_shards("lsdir", 3)
+    folder = lazy("lsdir")
+    assert all(same(folder[i], lazy("lsdir_shards")[i]) for i in range(3)) and (home / "lsdir" / streams.INDEX).exists()
 
 
 def test_the_list_of_all_sets(home, tmp_path, capsys):
