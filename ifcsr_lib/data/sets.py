@@ -1,4 +1,4 @@
-"""The paper's data sets: what they are, how to get them, and their preparation and verification below $IFCSR_DATA."""
+"""The paper's data sets: what they are, how to get, prepare and verify them below $IFCSR_DATA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .remote import download, file_name, is_url
 
 PUBLISHED = ROOT / "data" / "paper" / "manifests"  # what the repository knows file by file
 COLUMNS = ("file", "bytes", "width", "height", "sha256")
-SIDES = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}  # folder names in the field
+FOLDERS = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}  # folder names in the field
 CROPS_INDEX = 2 * 10**9  # sample indices of the DIV2K crops' degradation start here; see data.HELDOUT_INDEX
 
 
@@ -62,9 +62,9 @@ DATASETS = {d.name: d for d in (
             "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_drealsr (clone it, or its archive)", lr=128),
     DataSet("div2k_val", "DIV2K-val, 3,000 test crops", 3000, 512,
             "academic research only; the photographs belong to their owners",
-            "either the crops the field compares on: StableSR_testsets.zip of the hub's data set Iceclear/StableSR-TestSets "
+            "either the crops that papers compare on: StableSR_testsets.zip of the hub's data set Iceclear/StableSR-TestSets "
             "(DIV2K_V2_val/lq and gt), or DIV2K_valid_HR.zip of https://data.vision.ee.ethz.ch/cvl/DIV2K/, of which 30 crops "
-            "an image are made here: same recipe, other crops, so no number compares with published ones",
+            "per image are made here: same recipe, other crops, so no number compares with published ones",
             lr=128, crops=30),
 )}  # fmt: skip
 
@@ -193,10 +193,10 @@ def _target(data: DataSet, path: PurePosixPath) -> str | None:
     if data.name == "ffhq":
         ours = re.fullmatch(r"\d{5}", path.stem) and int(path.stem) < 10_000
         return path.name if ours and not {"thumbnails128x128", "in-the-wild-images"} & set(folders) else None
-    if data.name == "lsdir":  # its x2, x3 and x4 have names such as 0000001x4.png, its validation images lie in val1/
+    if data.name == "lsdir":  # its x2, x3 and x4 have names such as 0000001x4.png, its validation images are in val1/
         ours = re.fullmatch(r"\d{7}", path.stem)
         return path.name if ours and not any(re.fullmatch(r"(val|test)\d*", part) for part in folders) else None
-    if not folders or not (side := SIDES.get(folders[-1])):
+    if not folders or not (side := FOLDERS.get(folders[-1])):
         return None
     other = next((key for key in ("drealsr", "realsr", "div2k") if key in "/".join(folders[:-1])), None)
     return f"{side}/{path.name}" if other in (None, data.name.removesuffix("_val")) else None
@@ -299,7 +299,7 @@ class _Records:
 def prepare(name: str, sources: list[str | Path], bad_images: float = 0.01, seed: int = 0) -> State:
     """Bring a data set to $IFCSR_DATA/<name> from folders, archives or http(s) addresses, and verify it.
 
-    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that lie there with
+    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that are there with
     the right bytes are not touched, so that a killed run continues. Damaged images and wrong sizes are left out; more than
     the share `bad_images` of them (any, for test pairs) raises ValueError with counts and names, as does a source without a
     file of the data set. seed: of the DIV2K crops, where whole images are given.
@@ -370,7 +370,7 @@ def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records
     if min(image.shape[-2:]) < data.hr:
         raise ValueError(f"{stem} is {image.shape[-1]}x{image.shape[-2]}; crops of {data.hr} pixels need the whole image")
     for k, name in enumerate(names):
-        # DECISION D28: 30 crops an image at uniform places, x4plus; the published 3,000 crops state no seed
+        # DECISION D28: 30 crops per image at uniform places, x4plus; the published 3,000 crops state no seed
         index = (int(stem) - 801) * data.crops + k
         rng = np.random.default_rng([seed, CROPS_INDEX + index])
         top, left = (int(rng.integers(side - data.hr + 1)) for side in image.shape[-2:])
