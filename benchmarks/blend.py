@@ -19,7 +19,7 @@ TINY = {"sides": (32, 64), "repeats": 2}
 
 
 def table(sides=(256, 512, 1024, 2048, 4096), repeats: int = 21) -> pd.DataFrame:
-    """A row a side (pixels of the square image): ms, GB/s, and the limit's time as a share of the blend's."""
+    """A row per side (pixels of the square image): ms, GB/s, and the limit's time as a share of the blend's."""
     rows = []
     for side in sides:
         a, b, out = (torch.rand(1, 3, side, side) for _ in range(3))

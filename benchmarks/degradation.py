@@ -42,7 +42,7 @@ class Degraded(Dataset):
 
 
 def table(count: int = 64, side: int = 512, workers=(0, 2), presets=("x4plus", "light")) -> pd.DataFrame:
-    """A row a preset, number of workers and program: images a second, and the kit's as a multiple."""
+    """A row per preset, number of workers and program: images per second, and the kit's as a multiple."""
     rows = []
     for preset in presets:
         for n in workers:

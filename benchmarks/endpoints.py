@@ -1,4 +1,4 @@
-"""What one photograph costs: both ends against two whole passes, and how far the arithmetic lets them part.
+"""What one photograph costs: both endpoints against two whole passes, and the ratio that the arithmetic alone would give.
 
     python benchmarks/endpoints.py [side of the LQ, default 128] [repeats, default 5]
 
@@ -41,7 +41,7 @@ def mac_ratio(model, x_L) -> float:
 
 
 def table(sides=(64, 128), repeats: int = 5, model=None) -> pd.DataFrame:
-    """A row a side of the LQ: seconds of loading and of each way, ratios to two passes, the MAC ratio, peak MB."""
+    """A row per side of the LQ: seconds of loading and of each method, ratios to two passes, the MAC ratio, peak MB."""
     start = time.perf_counter()
     model = model or ifcsr.load("pocket", device="cpu")
     loaded, rows = time.perf_counter() - start, []

@@ -1,7 +1,7 @@
 """One optimiser step of each stage and both endpoints on a GPU, with random weights of SD 2.1-base's true shapes.
 
 python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
-    Writes results/paper/tables/gpu_proof.csv and its record, anew after every row: median seconds, peak memory, and the part of
+    Writes results/paper/tables/gpu_proof.csv and its record, again after every row: median seconds, peak memory, and the part of
     a step that takes longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random,
     so the numbers are those of any training, and the images mean nothing.
 python benchmarks/gpu_proof.py --tiny
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     lins = [torch.ones(c) for c in loss.PocketFeatures.channels] if args.tiny else loss.lpips_lins()
     distance, rows = loss.FeatureDistance(net, lins), []
 
-    def measure(what: str, one: Config, side: int, batch: int, work) -> Path:
+    def record(what: str, one: Config, side: int, batch: int, work) -> Path:
         head = {"what": what, "side": side, "batch": batch, "precision": one.precision, "compile": one.compile,
                 "gradient_checkpointing": one.gradient_checkpointing}  # fmt: skip
         try:
@@ -163,12 +163,12 @@ def main(argv: list[str] | None = None) -> int:
         for stage in (trainer.Stage1, trainer.Stage2):
             for way in steps:
                 one = cfg.replace(**way)
-                measure(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
-                        lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
+                record(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
+                       lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
         for side in (64, 128) if args.tiny else (512, 1024):
             for way in ends:
                 one = cfg.replace(**way)
-                path = measure("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
+                path = record("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
     print(f"written: {path}")
     return 0
 

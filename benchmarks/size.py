@@ -29,7 +29,7 @@ def free_memory() -> float:
 
 
 def table(sides=(64, 128, 256, 512, 1024), repeats: int = 3, model=None) -> pd.DataFrame:
-    """A row a side of the LQ: seconds, microseconds an output pixel and that against the first row, peak MB, blend ms."""
+    """A row per side of the LQ: seconds, microseconds per output pixel and that against the first row, peak MB, blend ms."""
     model = model or ifcsr.load("pocket", device="cpu")
     rows, each = [], 0.0
     for side in sides:

@@ -8,7 +8,6 @@ what the compositor and SwiftShader (the WebGL2 rows) do elsewhere. View "fit" i
 of the image at once. Needs chromium and chromedriver, as the tests do.
 """
 
-import os
 import platform
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from chromium import browser, js, missing
+from common import load, machine
 
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.explorer import Explorer
@@ -40,16 +40,6 @@ return {moves: moves.slice(10), gaps: starts.slice(11).map((t, i) => t - starts[
 """
 
 
-def machine() -> str:
-    """Processor and its count, without the host's name."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{name}, {os.cpu_count()} cores{load}; {platform.system()}, Chromium"
-
-
 def quantile(values: list[float], q: float) -> float:
     return sorted(values)[round(q * (len(values) - 1))]
 
@@ -58,7 +48,7 @@ def main() -> int:
     if why := missing():
         print(why, file=sys.stderr)
         return 2
-    print(machine())
+    print(f"{machine()}; {load()}; {platform.system()}, Chromium")
     print(f"{'path':7} {'image':10} {'view':5} {'canvas':10} {'move median':>12} {'p95':>7} {'max':>7} {'interval median':>16} {'p95':>7}  (ms)")
     with tempfile.TemporaryDirectory(prefix="ifcsr-bench-") as folder:
         pages = {}

@@ -26,7 +26,7 @@ TINY = {"repeats": 1, "commands": ("python -c pass", "ifcsr_lib --help")}
 
 
 def table(repeats: int = 5, commands=tuple(COMMANDS)) -> pd.DataFrame:
-    """A row a command: median seconds of a fresh process after one to warm the disk, what it adds to a bare Python, and
+    """A row per command: median seconds of a fresh process after one to warm the disk, what it adds to a bare Python, and
     whether torch was imported."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     rows = []

@@ -24,7 +24,7 @@ TINY = {"profile": "smoke", "steps": 1}
 
 
 def table(profile: str = "pocket", steps: int = 8, cfg=None, crops=None, distance=None) -> pd.DataFrame:
-    """A row a part: median ms of `steps` steps after one that does not count, and its share of the loop's whole step."""
+    """A row per part: median ms of `steps` steps after one that does not count, and its share of the loop's whole step."""
     cfg = cfg or config.resolve(profile)
     crops, distance = crops or data.training_crops(cfg), distance or loss.feature_distance(cfg)
     model = models.new(cfg)

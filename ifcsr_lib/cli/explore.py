@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..config import user_path
-from .options import MODEL, gamma, name_or_path, printable
+from .options import MODEL, gamma, name_or_path
 
 TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
     if not sample and not args.photo.is_file():
         raise FileNotFoundError(f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"')
-    explorer = _explorer(args, printable(name), sample)
+    explorer = _explorer(args, name, sample)
     explorer.save_html(out)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if not args.no_open:
@@ -48,12 +48,13 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
     """The Explorer of a pair, of the sample, or of a photo; only a pair needs no model."""
     from ..control import Endpoints
     from ..explorer import Explorer
+    from ..files.images import check_images, printable, read_image
 
+    name = printable(name)
     if args.photo.name.endswith(PAIR):
         ends = Endpoints.load(args.photo)
         names = [name] if len(ends) == 1 else [f"{name} {i}" for i in range(len(ends))]
         return Explorer(ends, names=names, gamma=args.gamma)
-    from ..files.images import check_images, read_image
     from ..models import load
 
     hr = None

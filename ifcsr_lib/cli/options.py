@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import os
 
 from ..config import PROFILES, RECIPES, Config, resolve, user_path
 
@@ -65,8 +64,3 @@ def one_line(error: BaseException) -> str:
     """The message of an error in one line of at most 600 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
     return " ".join(text.split())[:600] or type(error).__name__
-
-
-def printable(name: str) -> str:
-    """A file name whose bytes are no UTF-8 as text that can be written: those bytes as \\udc.. escapes."""
-    return os.fspath(name).encode("utf-8", "backslashreplace").decode()

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import ROOT, Config, path_setting
-from ..files.images import list_images, read_image, upsample, write_image
+from ..files.images import labels, list_images, partners, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
 
-HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their draws
+HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their random numbers
 POCKET = ROOT / "data" / "pocket"
 MANIFEST = POCKET / "photos.csv"
 
@@ -35,7 +35,7 @@ def photos(split: str) -> list[PhotoFile]:
     """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or "sheet", three more
     that only notebook 91's contact sheet shows.
 
-    They lie in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises FileNotFoundError or
+    They are in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises FileNotFoundError or
     ValueError naming the package when a file is missing or differs.
     """
     if split not in ("train", "heldout", "sheet"):
@@ -70,16 +70,16 @@ def user_data(name: str) -> Path | None:
 
 
 def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(name, LR path, HR path) for each file of folder/LR, matched by file name with folder/HR; sorted.
+    """(name, LR path, HR path) for each file of folder/LR and its partner in folder/HR (images.partners); sorted by name.
 
-    Raises FileNotFoundError or ValueError when a side is missing, naming the first files without a partner.
+    name: the stem of the LR file, or its full name where two share a stem. Raises FileNotFoundError or ValueError when a
+    side is missing, when files have no partner (the first are named), or when two could be the partner.
     """
-    sides = []
-    for side in ("LR", "HR"):
-        sides.append({p.stem: p for p in list_images(Path(folder) / side)})
-    if odd := sorted(set(sides[0]) ^ set(sides[1])):
+    low, high = (list_images(Path(folder) / side) for side in ("LR", "HR"))
+    found = partners(low, high)
+    if odd := sorted({p.name for p in low if p not in found} | {p.name for p in set(high) - set(found.values())}):
         raise ValueError(f"{folder}: {len(odd)} files have no partner in LR/HR, first {odd[:3]}; names must match")
-    return [(name, sides[0][name], sides[1][name]) for name in sorted(sides[0])]
+    return sorted((name, p, found[p]) for name, p in zip(labels(low), low, strict=True))
 
 
 def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: str = "pairs", side: int | None = None) -> Path:
@@ -93,8 +93,9 @@ def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: 
     folder, side = cfg.results / name, side or cfg.heldout
     files = photos("heldout") if files is None else files
     paths = [f.path if isinstance(f, PhotoFile) else Path(f) for f in files]
-    for i, (photo, path) in enumerate(zip(files, paths, strict=True)):
-        x, stem = load_photo(photo), photo.name if isinstance(photo, PhotoFile) else path.stem
+    names = [f.name if isinstance(f, PhotoFile) else name for f, name in zip(files, labels(paths), strict=True)]
+    for i, (photo, stem) in enumerate(zip(files, names, strict=True)):
+        x = load_photo(photo)
         h, w = (min(s, side) for s in x.shape[-2:])
         top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
         x_H = x[..., top : top + h, left : left + w]
@@ -124,7 +125,7 @@ def load_images(paths: list[Path], minimum: int) -> dict[str, np.ndarray]:
 class Crops(Dataset):
     """An endless stream of square crops: crop i is a function of (seed, i) alone, whoever asks for it.
 
-    images: {name: (H, W, 3) uint8}; larger images are drawn more often, in proportion to their area.
+    images: {name: (H, W, 3) uint8}; larger images are sampled more often, in proportion to their area.
     crops[i] -> {"x_H": (3, patch, patch) float32 RGB in [0, 1], "index": i, "name": str}, flipped and turned at random.
     """
 
@@ -154,7 +155,7 @@ def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
 
 
 def training_crops(cfg: Config) -> Dataset:
-    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
+    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.training_files).
 
     cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops.
     Worker processes (cfg.workers) degrade them, too.
@@ -165,9 +166,9 @@ def training_crops(cfg: Config) -> Dataset:
 def _endless_crops(cfg: Config) -> Dataset:
     if cfg.training_set == "shipped":
         return Crops(load_images([p.path for p in photos("train")], cfg.patch), cfg.patch, cfg.seed)
-    from .streams import LazyCrops, locate
+    from .streams import LazyCrops, training_files
 
-    parts = locate(cfg.training_set)
+    parts = training_files(cfg.training_set)
     if cfg.reading == "disk":
         return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
     paths = [Path(file) for files, _ in parts for file in files]
@@ -204,7 +205,7 @@ def uniform(seed: int, index) -> Tensor:
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
     """Degrade clean patches: (N, 3, H, W) -> lq (N, 3, H/4, W/4) and x_L, its bicubic x4, (N, 3, H, W).
 
-    index: sample index of each image; with cfg.seed it fixes every random draw. cfg.preset "mixed" takes
+    index: sample index of each image; with cfg.seed it fixes every random choice. cfg.preset "mixed" takes
     degradation.PRESETS in turn; "noise" keeps the size (`degradation.noisy`), and lq and x_L are then equal.
     """
     from ..degradation import PRESETS, degrade, noisy

@@ -1,4 +1,4 @@
-"""The paper's data sets: what they are, how to get them, and their preparation and verification below $IFCSR_DATA."""
+"""The paper's data sets: what they are, how to get, prepare and verify them below $IFCSR_DATA."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..config import ROOT, _hint
+from ..config import ROOT, _hint, path_setting
 from ..files.results import atomic, read_json, sha256, write_json
 from .remote import download, file_name, is_url
 
 PUBLISHED = ROOT / "data" / "paper" / "manifests"  # what the repository knows file by file
 COLUMNS = ("file", "bytes", "width", "height", "sha256")
-SIDES = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}  # folder names in the field
+FOLDERS = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}  # folder names in the field
 CROPS_INDEX = 2 * 10**9  # sample indices of the DIV2K crops' degradation start here; see data.HELDOUT_INDEX
 
 
@@ -37,7 +37,7 @@ class DataSet:
     licence: str
     where: str
     lr: int | None = None
-    crops: int = 0  # crops of an image, where the pairs can be made from whole images
+    crops: int = 0  # crops per image, where the pairs can be made from whole images
 
     @property
     def files(self) -> int:
@@ -62,9 +62,9 @@ DATASETS = {d.name: d for d in (
             "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_drealsr (clone it, or its archive)", lr=128),
     DataSet("div2k_val", "DIV2K-val, 3,000 test crops", 3000, 512,
             "academic research only; the photographs belong to their owners",
-            "either the crops the field compares on: StableSR_testsets.zip of the hub's data set Iceclear/StableSR-TestSets "
+            "either the crops that papers compare on: StableSR_testsets.zip of the hub's data set Iceclear/StableSR-TestSets "
             "(DIV2K_V2_val/lq and gt), or DIV2K_valid_HR.zip of https://data.vision.ee.ethz.ch/cvl/DIV2K/, of which 30 crops "
-            "an image are made here: same recipe, other crops, so no number compares with published ones",
+            "per image are made here: same recipe, other crops, so no number compares with published ones",
             lr=128, crops=30),
 )}  # fmt: skip
 
@@ -84,16 +84,17 @@ class State:
 
     @property
     def complete(self) -> bool:
-        """All files are there, none differs, none is strange."""
+        """All files are there, none differs, none is unknown."""
         return self.found == self.data.files and not (self.missing or self.different or self.unknown)
 
 
 def home() -> Path:
     """$IFCSR_DATA. Raises FileNotFoundError when it is not set or is no folder."""
-    folder = os.environ.get("IFCSR_DATA")
-    if not folder or not Path(folder).is_dir():
-        raise FileNotFoundError(f"IFCSR_DATA is {folder!r}; set it to a folder of yours that may hold the data sets")
-    return Path(folder)
+    folder = path_setting("IFCSR_DATA")
+    if folder is None or not folder.is_dir():
+        text = folder and str(folder)
+        raise FileNotFoundError(f"IFCSR_DATA is {text!r}; set it to a folder of yours that may hold the data sets")
+    return folder
 
 
 def dataset(name: str) -> DataSet:
@@ -116,7 +117,7 @@ def _images(folder: Path, data: DataSet) -> dict[str, Path]:
 def _read_manifest(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [row for row in csv.DictReader(file) if row.get("sha256") and len(row["sha256"]) == 64]  # no torn line
     for row in rows:
         row.update({key: int(row[key]) for key in ("bytes", "width", "height")})
@@ -173,9 +174,9 @@ def _progress(items, text: str):
 
 def _problem(data: DataSet, target: str, content: bytes) -> tuple[tuple[int, int], str]:
     """((width, height), why the image does not belong: damaged or of another size, "" when it does)."""
-    from .streams import measure
+    from .streams import image_size
 
-    size = measure(io.BytesIO(content), 0, len(content))
+    size = image_size(io.BytesIO(content), 0, len(content))
     side = data.lr if target.startswith("LR/") else data.hr
     if size == (0, 0):
         return size, "cannot be read"
@@ -192,10 +193,10 @@ def _target(data: DataSet, path: PurePosixPath) -> str | None:
     if data.name == "ffhq":
         ours = re.fullmatch(r"\d{5}", path.stem) and int(path.stem) < 10_000
         return path.name if ours and not {"thumbnails128x128", "in-the-wild-images"} & set(folders) else None
-    if data.name == "lsdir":  # its x2, x3 and x4 have names such as 0000001x4.png, its validation images lie in val1/
+    if data.name == "lsdir":  # its x2, x3 and x4 have names such as 0000001x4.png, its validation images are in val1/
         ours = re.fullmatch(r"\d{7}", path.stem)
         return path.name if ours and not any(re.fullmatch(r"(val|test)\d*", part) for part in folders) else None
-    if not folders or not (side := SIDES.get(folders[-1])):
+    if not folders or not (side := FOLDERS.get(folders[-1])):
         return None
     other = next((key for key in ("drealsr", "realsr", "div2k") if key in "/".join(folders[:-1])), None)
     return f"{side}/{path.name}" if other in (None, data.name.removesuffix("_val")) else None
@@ -269,7 +270,7 @@ class _Records:
 
     def __enter__(self):
         fresh = not self.part.exists()
-        self.file = open(self.part, "a", newline="", encoding="utf-8", buffering=1)
+        self.file = open(self.part, "a", newline="", encoding="utf-8", errors="surrogateescape", buffering=1)
         self.writer = csv.writer(self.file, lineterminator="\n")
         self.writer.writerow(COLUMNS if fresh else [])  # an empty line ends one that a kill has torn
         return self
@@ -287,7 +288,7 @@ class _Records:
         self.writer.writerow(row)
 
     def finish(self) -> None:
-        with atomic(self.path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
+        with atomic(self.path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows[target] for target in sorted(self.rows))
@@ -298,7 +299,7 @@ class _Records:
 def prepare(name: str, sources: list[str | Path], bad_images: float = 0.01, seed: int = 0) -> State:
     """Bring a data set to $IFCSR_DATA/<name> from folders, archives or http(s) addresses, and verify it.
 
-    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that lie there with
+    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that are there with
     the right bytes are not touched, so that a killed run continues. Damaged images and wrong sizes are left out; more than
     the share `bad_images` of them (any, for test pairs) raises ValueError with counts and names, as does a source without a
     file of the data set. seed: of the DIV2K crops, where whole images are given.
@@ -369,7 +370,7 @@ def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records
     if min(image.shape[-2:]) < data.hr:
         raise ValueError(f"{stem} is {image.shape[-1]}x{image.shape[-2]}; crops of {data.hr} pixels need the whole image")
     for k, name in enumerate(names):
-        # DECISION D28: 30 crops an image at uniform places, x4plus; the published 3,000 crops state no seed
+        # DECISION D28: 30 crops per image at uniform places, x4plus; the published 3,000 crops state no seed
         index = (int(stem) - 801) * data.crops + k
         rng = np.random.default_rng([seed, CROPS_INDEX + index])
         top, left = (int(rng.integers(side - data.hr + 1)) for side in image.shape[-2:])
@@ -384,35 +385,40 @@ def write_shards(name: str, images: int = 1000) -> list[Path]:
     """Write $IFCSR_DATA/<name>_shards/<name>-000000.tar ... with `images` images each, and shards.json with their sha256.
 
     Webdataset's format: the files as they are, sorted by name. Shards that are there are kept, so a killed run continues;
-    ValueError when they are of other images or another number a shard.
+    ValueError when they hold other images or another number per shard.
     """
-    from webdataset import TarWriter
-
     data, folder = dataset(name), home() / f"{name}_shards"
     files = list(_images(home() / name, data).values())
     if data.lr or images < 1 or not files:
         raise ValueError(f"shards of {name} with {images} images each, {len(files)} images there; allowed: a training set "
                          "that is prepared, and 1 or more images a shard")  # fmt: skip
-    text = "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
-    plan = {"images": len(files), "images_a_shard": images, "of": hashlib.sha256(text.encode()).hexdigest()}
-    record = {"plan": plan, "shards": {}}
+    text = "".join(f"{path.name} {path.stat().st_size}\n" for path in files).encode("utf-8", "surrogateescape")
+    wanted = {"images": len(files), "images_a_shard": images, "of": hashlib.sha256(text).hexdigest()}
+    record = {"plan": wanted, "shards": {}}
     if (folder / "shards.json").exists():
         record = read_json(folder / "shards.json")
-        if record["plan"] != plan:
-            raise ValueError(f"{folder} holds shards of other images or another size ({record['plan']}, now {plan}); "
-                             "delete the folder to make them anew")  # fmt: skip
+        if record["plan"] != wanted:
+            raise ValueError(f"{folder} holds shards of other images or another size ({record['plan']}, now {wanted}); "
+                             "delete the folder to make them again")  # fmt: skip
     paths = [folder / f"{name}-{n:06d}.tar" for n in range(-(-len(files) // images))]
     for n, path in enumerate(_progress(paths, f"{name} shards")):
         row = record["shards"].get(path.name)
         if row and path.exists() and path.stat().st_size == row["bytes"]:
             continue
         part = files[n * images : (n + 1) * images]
-        with atomic(path) as tmp, open(tmp, "wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
+        with atomic(path) as tmp, tarfile.open(tmp, "w") as archive:
             for image in part:
-                writer.write({"__key__": image.stem, image.suffix[1:].lower(): image.read_bytes()})
+                archive.addfile(_entry(image), io.BytesIO(image.read_bytes()))
         record["shards"][path.name] = {"images": len(part), "bytes": path.stat().st_size, "sha256": sha256(path)}
         write_json(record, folder / "shards.json")
     return paths
+
+
+def _entry(image: Path) -> tarfile.TarInfo:
+    """The header of an image in a shard, as webdataset's TarWriter writes it: the same bytes on every machine."""
+    entry = tarfile.TarInfo(image.stem + image.suffix.lower())
+    entry.size, entry.mode, entry.uname, entry.gname = image.stat().st_size, 0o444, "bigdata", "bigdata"
+    return entry
 
 
 def report(state: State) -> str:

@@ -1,8 +1,8 @@
 """Training crops of sets too large for memory: folders and tar shards (webdataset's format), on disk or behind http(s).
 
-A scan, cached in a small file beside the images, says where each image lies: file, offset and bytes. Then any image can be
+A scan, cached in a small file beside the images, says where each image is: file, offset and bytes. Then any image can be
 read alone, and crop i is a function of (seed, i) and the set of images, whatever the number of processes or workers, whether
-from a folder or from shards of it, and after a resume. Memory holds some 100 bytes an image.
+from a folder or from shards of it, and after a resume. Memory holds some 100 bytes per image.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import tarfile
 import warnings
 from pathlib import Path, PurePosixPath
@@ -33,7 +34,7 @@ _END = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _FIELDS = ("file", "bytes", "time", "name", "offset", "size", "width", "height")
 
 
-def locate(training_set: str) -> list[tuple[list[str], Path | None]]:
+def training_files(training_set: str) -> list[tuple[list[str], Path | None]]:
     """(files, where to cache their index) for each part of a training set, parts joined by "+".
 
     A part is a folder of $IFCSR_DATA with images or with *.tar, or shards as a path or address with braces, such as
@@ -43,10 +44,8 @@ def locate(training_set: str) -> list[tuple[list[str], Path | None]]:
     for part in training_set.split("+"):
         folder = None if is_url(part) else user_data(part)
         if is_url(part) or "{" in part or part.endswith(".tar"):
-            from webdataset.shardlists import expand_urls
-
             home = user_data("")
-            files = expand_urls(part)
+            files = _expand(part)
             files = files if is_url(part) else [str((home or Path()) / file) for file in files]
             key = f"{INDEX.removesuffix('.csv')}_{hashlib.sha256(part.encode()).hexdigest()[:12]}.csv"
             found.append((files, home / key if home else None))
@@ -61,18 +60,35 @@ def locate(training_set: str) -> list[tuple[list[str], Path | None]]:
     return found
 
 
+def _expand(text: str) -> list[str]:
+    """ "x-{000..002}.tar" as its three names; {a,b} stands for a or b. ValueError for other braces."""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if not found:
+        if set("{}") & set(text):
+            raise ValueError(f"{text!r}: a brace has no partner; write shards as name-{{000000..000009}}.tar")
+        return [text]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if ends and int(ends[1]) <= int(ends[2]):
+        values = [f"{n:0{len(ends[1])}d}" for n in range(int(ends[1]), int(ends[2]) + 1)]
+    elif "," in found[1]:
+        values = found[1].split(",")
+    else:
+        raise ValueError(f"{text!r}: {found[0]} is neither a range such as {{000000..000009}} nor a list such as {{a,b}}")
+    return [name for value in values for name in _expand(text[: found.start()] + value + text[found.end() :])]
+
+
 def _open(file: str):
     return io.BufferedReader(Remote(file), HEAD) if is_url(file) else open(file, "rb")
 
 
-def measure(data: io.BufferedIOBase, start: int, size: int, tail: bool = True) -> tuple[int, int]:
+def image_size(data: io.BufferedIOBase, start: int, size: int, tail: bool = True) -> tuple[int, int]:
     """(width, height) of the image in bytes start ... start + size - 1 of a file; (0, 0) when it cannot be read.
 
     PNG and JPEG: by header and, if `tail`, end marker, whole decoding only in doubt. Others are decoded.
     """
     data.seek(start)
     head = data.read(min(size, HEAD))
-    with contextlib.suppress(Exception):  # a header beyond HEAD, or damage: the whole file tells
+    with contextlib.suppress(Exception):  # a header beyond HEAD, or damage: read the whole file
         image = Image.open(io.BytesIO(head), formats=sorted(_END))
         if not tail:
             return image.size
@@ -113,9 +129,9 @@ def _look(file: str) -> list[tuple]:
     with _open(file) as data:
         if not file.endswith(".tar"):
             size = data.seek(0, io.SEEK_END)
-            return [(Path(file).name, 0, size, *measure(data, 0, size))]
-        tail = not is_url(file)  # a request for each; what is damaged shows when it is drawn
-        return [(PurePosixPath(m.name).name, m.offset_data, m.size, *measure(data, m.offset_data, m.size, tail))
+            return [(Path(file).name, 0, size, *image_size(data, 0, size))]
+        tail = not is_url(file)  # a request for each; damage shows when the image is sampled
+        return [(PurePosixPath(m.name).name, m.offset_data, m.size, *image_size(data, m.offset_data, m.size, tail))
                 for m in tar_members(data, file) if Path(m.name).suffix.lower() in FORMATS]  # fmt: skip
 
 
@@ -129,14 +145,14 @@ def _stamp(file: str) -> tuple[int, int]:
 def scan(files: list[str], cache: Path | None) -> list[tuple]:
     """(file number, name, offset, size, width, height) of every image, sorted by name; width 0: it cannot be read.
 
-    What is in `cache` for a file of the same size and time is not looked at again. Raises ValueError for a shard cut short,
+    What is in `cache` for a file of the same size and time is not read again. Raises ValueError for a shard cut short,
     OSError for a file that is not there.
     """
     from tqdm import tqdm
 
     known: dict[tuple, list] = {}
     if cache and cache.exists():
-        with open(cache, newline="", encoding="utf-8") as stream:
+        with open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream:
             for row in csv.reader(stream):
                 if len(row) == len(_FIELDS) and row[1].isdigit():
                     known.setdefault((row[0], int(row[1]), int(row[2])), []).append((row[3], *map(int, row[4:])))
@@ -155,7 +171,7 @@ def scan(files: list[str], cache: Path | None) -> list[tuple]:
         with (
             contextlib.suppress(OSError),  # a read-only folder is scanned at every start
             atomic(cache) as tmp,
-            open(tmp, "w", newline="", encoding="utf-8") as stream,
+            open(tmp, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
         ):
             csv.writer(stream).writerows([_FIELDS, *((*key, *row) for key, images, _ in found for row in images)])
     return sorted(((n, *row) for n, (_, images, _) in enumerate(found) for row in images), key=lambda row: row[1])
@@ -166,7 +182,7 @@ class LazyCrops(Dataset):
 
     crops[i] -> {"x_H": (3, patch, patch) float32 RGB in [0, 1], "index": i, "name": str}. Images that cannot be read or
     have a side below `patch` are left out: the scan reports them, and one whose damage shows only when it is decoded is
-    replaced by a further draw. More than the share `bad_images` of such images raises ValueError with counts and names.
+    replaced by another sample. More than the share `bad_images` of such images raises ValueError with counts and names.
     """
 
     def __init__(self, parts: list[tuple[list[str], Path | None]], patch: int, seed: int, bad_images: float):
@@ -198,7 +214,7 @@ class LazyCrops(Dataset):
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng([self.seed, i])
         while True:
-            # DECISION D27: every image has the same chance whatever its size, drawn with replacement, as in the peers
+            # DECISION D27: every image has the same chance whatever its size, sampled with replacement, as in the peers
             n = int(rng.integers(len(self.names)))
             try:
                 image = self.image(n)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import ROOT, _hint, path_setting
-from ..files.images import check_images, list_images, read_image, write_image
+from ..files.images import check_images, labels, list_images, partners, read_image, write_image
 from ..files.results import atomic
 
 GAMMAS = tuple(i / 10 for i in range(11))
@@ -210,19 +210,23 @@ def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
     """Score images: a row an image (index "image"), a column a metric; df.attrs["lower_better"] is {metric: bool}.
 
     sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one at a
-        time; or a folder. Two folders are matched by file name without suffix; hr may hold more.
+        time; or a folder. Two folders are matched by full file name, else by a stem that is unique
+        (images.partners); hr may hold more.
     metrics: names of METRICS; None takes all, or without hr all that need none.
-    names: one an image; by default a path's stem, else 0 .. N-1. device: CUDA if there is one.
+    names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1. device: CUDA if there is one.
     FID is one number of the whole set, repeated in each row. Where a metric could not run stands "not run: <reason>".
     Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
     """
     metrics, xs, ys = _names(metrics, hr), _items(sr, "sr"), None if hr is None else _items(hr, "hr")
     if isinstance(sr, (str, Path)) and isinstance(hr, (str, Path)):
-        stems = {p.stem: p for p in ys}
-        if lacking := [p.name for p in xs if p.stem not in stems]:
+        found = partners(xs, ys)
+        if lacking := [p.name for p in xs if p not in found]:
             raise ValueError(f"{hr} has no reference for {len(lacking)} of {len(xs)} images of {sr}: {lacking[:3]}")
-        ys = [stems[p.stem] for p in xs]
-    names = list(names or [i if isinstance(x, Tensor) else Path(x).stem for i, x in enumerate(xs)])
+        ys = [found[p] for p in xs]
+    if not names:
+        stems = iter(labels([Path(x) for x in xs if not isinstance(x, Tensor)]))
+        names = [i if isinstance(x, Tensor) else next(stems) for i, x in enumerate(xs)]
+    names = list(names)
     _check_pairs(xs, ys, names)
     return _score(xs, ys, {m: _create(m, device) for m in metrics}, names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import struct
 import zlib
@@ -89,6 +90,41 @@ def list_images(folder: str | Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)")
     return found
+
+
+def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
+    """{file: the other file that belongs to it}: of the same full name, else of the same stem where no doubt is possible.
+
+    A file without a partner is left out. Raises ValueError where a stem, such as photo of photo.jpg and photo.png, fits more
+    than one file that has no partner of the same full name.
+    """
+    by_name = {p.name: p for p in others}
+    found = {p: by_name[p.name] for p in files if p.name in by_name}
+    taken = {p.name for p in found.values()}
+    rest: dict[str, tuple[list, list]] = {}
+    for side, paths in enumerate(([p for p in files if p not in found], [p for p in others if p.name not in taken])):
+        for p in paths:
+            rest.setdefault(p.stem, ([], []))[side].append(p)
+    for stem, (left, right) in rest.items():
+        if left and right and len(left) + len(right) > 2:
+            raise ValueError(f"{', '.join(p.name for p in left)} of {left[0].parent} and {', '.join(p.name for p in right)} of "
+                             f"{right[0].parent} all are called {stem!r}; give partners the same full name")  # fmt: skip
+        found |= dict(zip(left, right, strict=False))
+    return found
+
+
+def labels(files: list[Path]) -> list[str]:
+    """A name per file for tables: its stem, or the full name where another file has the same stem; see `printable`."""
+    count = collections.Counter(p.stem for p in files)
+    names = [p.stem if count[p.stem] == 1 else p.name for p in files]
+    if len(set(names)) < len(names):  # a.jpg.png beside a.jpg and a.png
+        names = [p.name for p in files]
+    return [printable(name) for name in names]
+
+
+def printable(name: str) -> str:
+    """A file name as text that any table or page can hold: bytes that are no UTF-8 become escapes such as \\udcff."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_image(path: str | Path) -> Photo:

@@ -15,7 +15,7 @@ from ifcsr_lib import __version__
 from ifcsr_lib.cli import main
 from ifcsr_lib.cli.options import setting
 from ifcsr_lib.cli.upscale import output_files, upscale_folder
-from ifcsr_lib.config import ROOT
+from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import read_image, to_tensor, upsample, write_image
 
@@ -182,6 +182,70 @@ def test_evaluate_prints_and_writes_the_table(tmp_path, capsys):
     assert ".csv" in error([*argv, "--out", tmp_path / "t.png"], capsys)
 
 
+def test_evaluate_never_takes_another_photo_s_reference(tmp_path, capsys):
+    """photo.jpg and photo.png are scored against their own reference, and the table names them apart."""
+    for folder, error_ in (("sr", 10), ("hr", 0)):
+        (tmp_path / folder).mkdir()
+        for name, level in (("photo.bmp", 60), ("photo.png", 160)):
+            write_image(to_tensor(np.full((32, 40, 3), level + error_, np.uint8)), tmp_path / folder / name)
+    table, argv = tmp_path / "t.csv", ["evaluate", tmp_path / "sr", tmp_path / "hr", "--metrics", "psnr"]
+    assert main([str(a) for a in [*argv, "--out", table]]) == 0
+    df = pd.read_csv(table, index_col="image")
+    assert list(df.index) == ["photo.bmp", "photo.png"]
+    assert np.allclose(df["psnr"], -20 * np.log10(10 / 255 * 219 / 255), atol=1e-3)
+    (tmp_path / "hr" / "photo.bmp").rename(tmp_path / "hr" / "photo.tif")
+    (tmp_path / "hr" / "photo.png").rename(tmp_path / "hr" / "photo.webp")
+    capsys.readouterr()
+    assert "give partners the same full name" in error(argv, capsys)
+
+
+def test_a_tilde_is_the_home_folder(photos, tmp_path, tiny_backbone, monkeypatch, capsys):
+    """Python gets "~" where no shell has expanded it: in quotes, in NAME=~/x, from another program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IFCSR_CACHE", "~/cache")
+    monkeypatch.setenv("IFCSR_RESULTS", "~/results")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_backbone)
+    assert main(["upscale", "~/in/a.png", "~/out/a.png", "--model", "~/model"]) == 0
+    assert main(["evaluate", "~/out", "--metrics", "niqe-pocket", "--out", "~/t.csv"]) == 0
+    assert main(["explore", "~/in/a.png", "--model", "~/model", "--out", "~/p.html", "--no-open"]) == 0
+    assert {"t.csv", "p.html", "out"} <= set(names(tmp_path)) and "~" not in names(tmp_path)
+    assert setting("backbone=~/model") == ("backbone", str(tmp_path / "model"))
+    from ifcsr_lib.nets import backbone
+
+    assert backbone.cache() == tmp_path / "cache" and resolve("smoke").results == tmp_path / "results/smoke"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_stdout_cannot_show_decides_nothing(tmp_path, encoding):
+    """An umlaut under ASCII, and bytes that are no UTF-8 under UTF-8: escaped where printed, and the table is written."""
+    name, shown = {"ascii": ("gr\u00fcn", b"gr\\xfcn"), "utf-8": ("gr\udcfcn", b"gr\\udcfcn")}[encoding]
+    (tmp_path / name).mkdir()
+    write_image(torch.full((1, 3, 200, 200), 0.5), tmp_path / name / f"{name}.png")
+    argv = [sys.executable, "-m", "ifcsr_lib", "evaluate", str(tmp_path / name), str(tmp_path / name), "--metrics", "psnr"]
+    done = subprocess.run([*argv, "--out", str(tmp_path / name / "t.csv")], capture_output=True, cwd=ROOT, check=False,
+                          env=os.environ | {"PYTHONIOENCODING": encoding})  # fmt: skip
+    assert done.returncode == 0 and b"mean of 1 images" in done.stdout, done.stderr
+    assert done.stdout.count(shown) == 2, "the row of the table, and the folder behind 'written:'"
+    assert (tmp_path / name / "t.csv").read_text(encoding="utf-8").count("80.0") == 1
+
+
+def test_three_commands_take_the_same_settings(monkeypatch, capsys):
+    """-o and --set, --recipe and --seed: describe shows the config that train and reproduce run."""
+    from ifcsr_lib import models, reproduce, trainer
+
+    got = []
+    monkeypatch.setattr(models, "describe", lambda cfg: got.append(cfg) or {})
+    monkeypatch.setattr(trainer, "run_stage", lambda cfg, stage, on_step: got.append(cfg) or "path")
+    monkeypatch.setattr(reproduce, "reproduce", lambda profile, seed, overrides, only: got.append(resolve(profile, seed, overrides)))
+    for command in (["describe"], ["train", "--stage", "1"], ["reproduce"]):
+        for option in ("-o", "--set"):
+            assert main([*command, "--profile", "paper", "--seed", "3", "--recipe", "24 GB", option, "k=3", "rank=8"]) == 0
+    wanted = resolve("paper", 3, {**RECIPES["24 GB"], "k": 3.0, "rank": 8})
+    assert got == [wanted] * 6
+
+
 def test_settings_follow_the_config_types():
     assert setting("k=3") == ("k", 3) and setting("lr=1e-4") == ("lr", 1e-4)
     assert setting("preset=light") == ("preset", "light") and setting("revision=None") == ("revision", None)
@@ -233,7 +297,7 @@ def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, cap
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["explore", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
-                                  ["train", "--help"],
+                                  ["train", "--help"], ["benchmark", "--help"], ["describe", "--help"], ["protocol", "--help"],
                                   ["--version"], ["upscale", "a", "b", "--gamma", "2"]])  # fmt: skip
 def test_help_is_light(argv):
     """No torch, numpy or pandas: help must come at once."""

@@ -203,6 +203,33 @@ def test_pairs_from_every_kind_of_source(kind, home, tmp_path, server):
     assert state.complete and state.manifest == "recorded" and main(["data", "realsr"]) == 0
 
 
+def test_pairs_of_one_stem_are_matched_by_their_full_name(tmp_path):
+    """photo.jpg and photo.png are two pairs; by stem one would get the other's reference."""
+    colours = {"photo.jpg": 40, "photo.png": 200, "z.png": 90}
+    for name, level in colours.items():
+        for side, size in (("LR", 16), ("HR", 64)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.new("RGB", (size, size), (level,) * 3).save(tmp_path / side / name)
+    found = data.pairs(tmp_path)
+    assert [(name, low.name, high.name) for name, low, high in found] == [(n, f, f) for n, f in
+            (("photo.jpg", "photo.jpg"), ("photo.png", "photo.png"), ("z", "z.png"))]  # fmt: skip
+    (tmp_path / "HR/photo.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 files have no partner in LR/HR, first \['photo.jpg'\]"):
+        data.pairs(tmp_path)
+    (tmp_path / "HR/photo.png").rename(tmp_path / "HR/photo.bmp")
+    with pytest.raises(ValueError, match="all are called 'photo'"):
+        data.pairs(tmp_path)
+
+
+def test_photographs_of_one_stem_become_two_pairs(tmp_path, tiny_cfg):
+    for name, level in (("a.jpg", 40), ("a.png", 200)):
+        Image.new("RGB", (64, 64), (level,) * 3).save(tmp_path / name)
+    folder = data.write_pairs(tiny_cfg, [tmp_path / "a.jpg", tmp_path / "a.png"], "two", 64)
+    found = data.pairs(folder)
+    assert [name for name, _, _ in found] == ["a.jpg", "a.png"]
+    assert [round(read_image(high).rgb.mean().item() * 255) for _, _, high in found] == [40, 200]
+
+
 def test_verify_names_what_is_missing_changed_or_strange(home, tmp_path, capsys):
     datasets.prepare("realsr", [write(tmp_path / "src", pairs())])
     folder = home / "realsr"
@@ -379,6 +406,28 @@ def test_wrong_use_is_told_in_one_line(home, tmp_path, monkeypatch, capsys):
     assert "not set" in said and all(name in said for name in datasets.DATASETS) and "0 of" in said
 
 
+def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
+    """In $IFCSR_DATA, as an env file or a notebook sets it, and in --from; no folder named ~ appears."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IFCSR_DATA", "~/home")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "src", pairs())
+    assert main(["data", "realsr", "--from", "~/src"]) == 0
+    assert datasets.home() == home and data.user_data("realsr") == home / "realsr" and not (tmp_path / "~").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf_8(home, tmp_path):
+    """Prepared, verified, packed and read back as any other."""
+    files = {name.replace("photo", "ph\udcff"): content for name, content in pairs().items()}
+    assert datasets.prepare("realsr", [write(tmp_path / "src", files)]).complete
+    assert datasets.verify("realsr").complete and len(data.pairs(home / "realsr")) == 3
+    write(home / "lsdir", {f"\udcfe{n}.png": png(80, n) for n in range(5)})
+    datasets.write_shards("lsdir", 3)
+    folder = lazy("lsdir")
+    assert all(same(folder[i], lazy("lsdir_shards")[i]) for i in range(3)) and (home / "lsdir" / streams.INDEX).exists()
+
+
 def test_the_list_of_all_sets(home, tmp_path, capsys):
     datasets.prepare("realsr", [write(tmp_path / "src", pairs())])
     assert main(["data"]) == 0
@@ -389,7 +438,7 @@ def test_the_list_of_all_sets(home, tmp_path, capsys):
 
 def test_help_is_light():
     code = ("import runpy, sys\nsys.argv[1:] = ['data', '--help']\ntry:\n    runpy.run_module('ifcsr_lib', run_name="
-            "'__main__')\nfinally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+            "'__main__')\nfinally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "HEAVY []" in done.stdout and "--shards N" in done.stdout
 
@@ -418,12 +467,16 @@ def same(a, b) -> bool:
 
 
 def test_shards_are_webdataset_s_and_a_killed_run_continues(ffhq):
-    import webdataset
-
+    """Its rules: regular files without folders, the key up to the first dot, all of a key in a row."""
     folder = ffhq / "ffhq_shards"
     before = tree(folder)
     paths = sorted(folder.glob("*.tar"))
-    read = [(s["__key__"], s["png"]) for s in webdataset.WebDataset([str(p) for p in paths], shardshuffle=False)]
+    read = []
+    for path in paths:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            assert all(m.isreg() and m.name.partition(".")[2] == "png" for m in members)
+            read += [(m.name.partition(".")[0], archive.extractfile(m).read()) for m in members]
     assert read == [(p.stem, p.read_bytes()) for p in sorted((ffhq / "ffhq").glob("*.png"))]
     record = json.loads((folder / "shards.json").read_text())
     del record["shards"][paths[1].name]
@@ -437,6 +490,22 @@ def test_shards_are_webdataset_s_and_a_killed_run_continues(ffhq):
         datasets.write_shards("ffhq", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     assert datasets.verify("ffhq", hashes=False).different == ["../ffhq_shards/ffhq-000001.tar"]
+
+
+def test_a_shard_is_the_one_that_webdataset_writes(tmp_path, home):
+    """The sha256 is that of webdataset 1.0.2, TarWriter(encoder=False, mtime=0), of the same two files."""
+    write(home / "lsdir", {"00000.png": b"first", "00001.JPG": bytes(range(256)) * 7})
+    (path,) = datasets.write_shards("lsdir", 2)
+    assert sha256(path) == "962c79aaf6b06c21c928baa08d4826eebbf4ad24e84d1e04eb0a3c3dcdb47d81"
+
+
+def test_braces_name_shards():
+    assert streams._expand("a-{008..011}.tar") == [f"a-{n:03d}.tar" for n in range(8, 12)]
+    assert streams._expand("{a,b}-{0..1}.tar") == ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]
+    assert streams._expand("plain.tar") == ["plain.tar"]
+    for text, reason in (("a{3..1}", "neither a range"), ("a{x}", "neither a range"), ("a{0..1", "no partner"), ("a}", "no partner")):
+        with pytest.raises(ValueError, match=reason):
+            streams._expand(text)
 
 
 def test_folder_shards_and_server_give_the_same_crops(ffhq, server):
@@ -575,9 +644,9 @@ def test_kinds_of_images_are_measured(tmp_path):
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, "JPEG", icc_profile=bytes(200_000))
     for name, content in (files | {"e": (tmp_path / "e.png").read_bytes(), "f": out.getvalue()}).items():
-        assert streams.measure(io.BytesIO(b"xyz" + content), 3, len(content)) == (40, 30), name
+        assert streams.image_size(io.BytesIO(b"xyz" + content), 3, len(content)) == (40, 30), name
         cut = content[: len(content) // 2]
-        assert streams.measure(io.BytesIO(cut), 0, len(cut)) == (0, 0), f"half of {name}"
+        assert streams.image_size(io.BytesIO(cut), 0, len(cut)) == (0, 0), f"half of {name}"
 
 
 def test_a_stage_trains_on_shards(ffhq, tiny_cfg, tmp_path):

@@ -1,5 +1,7 @@
 """Every kind of photo goes in and comes out as it should; bad files and tensors give one clear error."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -294,3 +296,23 @@ def test_upsample_is_x4_bicubic_and_in_range():
     assert torch.allclose(upsample(torch.full((1, 3, 16, 18), 0.3)), torch.tensor(0.3), atol=1e-6)
     edge = upsample((torch.arange(16) > 7).float().expand(1, 3, 16, 16))
     assert edge.shape == (1, 3, 64, 64) and edge.min() == 0 and edge.max() == 1
+
+
+def test_partners_have_the_same_full_name_or_the_only_stem():
+    """photo.jpg and photo.png are two photographs: neither is ever taken for the other's reference."""
+    def found(left, right):
+        pairs = images.partners([Path("sr", n) for n in left], [Path("hr", n) for n in right])
+        return {a.name: b.name for a, b in pairs.items()}
+
+    assert found(["photo.jpg", "photo.png"], ["photo.png", "photo.jpg"]) == {"photo.jpg": "photo.jpg", "photo.png": "photo.png"}
+    assert found(["a.png", "b.png"], ["a.bmp", "c.bmp", "b.png"]) == {"a.png": "a.bmp", "b.png": "b.png"}
+    assert found(["photo.jpg", "photo.png"], ["photo.png"]) == {"photo.png": "photo.png"}, "the jpg has no partner"
+    for left, right in ((["photo.bmp"], ["photo.jpg", "photo.png"]), (["photo.jpg", "photo.png"], ["photo.bmp"])):
+        with pytest.raises(ValueError, match=r"photo.* all are called 'photo'; give partners the same full name"):
+            found(left, right)
+
+
+def test_labels_are_stems_where_those_differ():
+    assert images.labels([Path("a.png"), Path("b.jpg"), Path("b.png")]) == ["a", "b.jpg", "b.png"]
+    assert images.labels([Path("gr\udcfcn.png")]) == ["gr\\udcfcn"]
+    assert images.labels([Path("a.jpg.png"), Path("a.jpg"), Path("a.png")]) == ["a.jpg.png", "a.jpg", "a.png"]
