@@ -179,7 +179,7 @@ def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = 
     """
     profile = profile or os.environ.get("IFCSR_PROFILE") or "pocket"
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{_hint(profile, PROFILES)}")
+        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{hint(profile, PROFILES)}")
     if overrides is not None and not isinstance(overrides, dict):
         raise TypeError(f"overrides came as {type(overrides).__name__}; pass a dict such as {{'k': 3.0}}")
     for name in ("profile", "seed"):
@@ -199,7 +199,7 @@ def resolve_model(settings: dict) -> Config:
     return resolve(known.pop("profile"), known.pop("seed", 0), known)
 
 
-def _hint(name: str, names) -> str:
+def hint(name: str, names) -> str:
     close = difflib.get_close_matches(str(name), list(names), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -208,13 +208,13 @@ def _check_overrides(values: dict) -> dict:
     out = {}
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ValueError(f"override {name!r} is unknown{_hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
+            raise ValueError(f"override {name!r} is unknown{hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
         kind = _FIELDS[name].type
         if kind == "float" and type(value) is int:
             value = float(value)
         if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):
-            hint = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
-            raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{hint}")
+            more = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
+            raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{more}")
         out[name] = value
     return out
 

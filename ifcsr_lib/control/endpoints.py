@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import portable
 from ..files.images import check_images
+from .bands import blend_bands, check_pair
 
 
 def blend(
@@ -25,11 +27,7 @@ def blend(
         takes longer than the blend (benchmarks/blend.py). Must not be an end.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
-    for name, x in (("x_fid", x_fid), ("x_real", x_real)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} came as {type(x).__name__}; pass both ends, images (N, 3, H, W)")
-    if x_fid.shape != x_real.shape:
-        raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
+    check_pair(x_fid, x_real)
     if out is not None:
         if (out.shape, out.dtype, out.device) != (x_fid.shape, x_fid.dtype, x_fid.device):
             raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the ends are {tuple(x_fid.shape)}, "
@@ -37,8 +35,6 @@ def blend(
         if out.data_ptr() in (x_fid.data_ptr(), x_real.data_ptr()):
             raise ValueError("out is an end, which the blend would overwrite; use torch.empty_like(x_fid)")
     if isinstance(gamma, (list, tuple)):
-        from .maps import blend_bands
-
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
     return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid), out=out)
@@ -119,16 +115,17 @@ class Endpoints:
         bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding ties at
             most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming path.
         """
-        from ..files import portable
-
-        return portable.save(self, path, model, gamma, bits)
+        images = {name: getattr(self, name) for name in portable.PARTS}
+        return portable.save(images, path, self.made_by if model is None else model, gamma, bits)
 
     @classmethod
-    def load(cls, path: str | Path) -> Endpoints:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing."""
-        from ..files import portable
+    def load(cls, path: str | Path | bytes, name: str | None = None) -> Endpoints:
+        """Read what `save` wrote. path: the file, or its bytes with its name for the errors.
 
-        return portable.load(path)
+        Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing.
+        """
+        images, made = portable.load(path, name)
+        return cls(**images, made_by=made)
 
 
 @dataclass(frozen=True)
@@ -205,13 +202,3 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
         if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
             raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
                              f"{len(bad)}); pass the endpoints of one photograph")  # fmt: skip
-
-
-def strategies() -> dict[str, type]:
-    """Every way to control on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
-
-    The image blend first; then latent, weight and timestep control and one-step methods without control (compare/strategies.py).
-    """
-    from ..compare.strategies import STRATEGIES  # needs diffusers, which moving the slider does not
-
-    return dict(STRATEGIES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from torch.utils.data import Dataset
 from ..config import ROOT, Config
 from ..files.images import list_images, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
+from .patches import cut
+from .streams import LazyCrops, locate
 
 HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their draws
 POCKET = ROOT / "data" / "pocket"
@@ -61,13 +62,6 @@ def load_photo(photo: PhotoFile | Path) -> Tensor:
     h, w = (s // 16 * 16 for s in x.shape[-2:])
     top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
     return x[..., top : top + h, left : left + w]
-
-
-def user_data(name: str) -> Path | None:
-    """$IFCSR_DATA/<name> when it exists, else None. Known names: data/README.md."""
-    folder = os.environ.get("IFCSR_DATA")
-    path = Path(folder) / name if folder else None
-    return path if path and path.exists() else None
 
 
 def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
@@ -146,14 +140,6 @@ class Crops(Dataset):
         return {"x_H": cut(self.images[n], self.patch, rng), "index": i, "name": self.names[n]}
 
 
-def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
-    """(3, patch, patch) float32 in [0, 1]: a crop of (H, W, 3) uint8 at a random place, flipped and turned at random."""
-    top, left = (rng.integers(s - patch + 1) for s in image.shape[:2])
-    crop = np.rot90(image[top : top + patch, left : left + patch], rng.integers(4))
-    crop = crop[:, ::-1] if rng.integers(2) else crop
-    return torch.from_numpy(crop.transpose(2, 0, 1).copy()).float() / 255
-
-
 def training_crops(cfg: Config) -> Dataset:
     """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.locate).
 
@@ -166,8 +152,6 @@ def training_crops(cfg: Config) -> Dataset:
 def _endless_crops(cfg: Config) -> Dataset:
     if cfg.training_set == "shipped":
         return Crops(load_images([p.path for p in photos("train")], cfg.patch), cfg.patch, cfg.seed)
-    from .streams import LazyCrops, locate
-
     parts = locate(cfg.training_set)
     if cfg.reading == "disk":
         return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
@@ -189,17 +173,6 @@ class Degraded(Dataset):
     def __getitem__(self, i: int) -> dict:
         sample = self.samples[i]
         return {**sample, "x_L": low_quality(sample["x_H"][None], self.cfg, [sample["index"]])[1][0]}
-
-
-def normal(seed: int, index, shape) -> Tensor:
-    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i]) alone."""
-    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
-    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
-
-
-def uniform(seed: int, index) -> Tensor:
-    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i]) alone."""
-    return torch.tensor([np.random.default_rng([seed, int(i), 3]).random() for i in index], dtype=torch.float32)
 
 
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:

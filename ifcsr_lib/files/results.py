@@ -93,7 +93,7 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
         "profile": cfg.profile,
         "seed": cfg.seed,
         "hash": cfg.hash,
-        "config": _config(cfg),
+        "config": recorded(cfg),
         "inputs": hashes,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
@@ -104,7 +104,7 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
     }
 
 
-def _config(cfg: Config) -> dict:
+def recorded(cfg: Config) -> dict:
     return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in cfg.asdict().items()}
 
 
@@ -159,7 +159,7 @@ def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | Non
     return write_json(own | provenance(cfg, inputs, seconds), sidecar(path))
 
 
-def _write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
+def write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
     """Write file and sidecar; touch neither when the bytes are the old ones and so is the config they came from."""
     digest = hashlib.sha256(data).hexdigest()
     if path.is_file() and sidecar(path).is_file() and sha256(path) == digest:
@@ -179,7 +179,7 @@ def write_table(df, name: str, cfg: Config, inputs=(), seconds: float | None = N
     """
     df = df.reset_index() if any(level is not None for level in df.index.names) else df
     text = df.to_csv(index=False, float_format=float_format, lineterminator="\n")
-    return _write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
+    return write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
 
 
 def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None = None, dpi: int = 120) -> Path:
@@ -192,7 +192,7 @@ def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None =
         fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     else:
         fig.save(buffer, "PNG")
-    return _write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
+    return write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
 
 
 def require(path: str | Path, cfg: Config, notebook: str) -> Path:
@@ -208,7 +208,7 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     for needed in (path, sidecar(path)):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {todo}")
-    record, here = read_json(sidecar(path)), _config(cfg)
+    record, here = read_json(sidecar(path)), recorded(cfg)
     there = record.get("config", {})
     if record.get("hash") != cfg.hash:
         differ = ", ".join(f"{k} {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v)
