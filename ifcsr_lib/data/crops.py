@@ -95,7 +95,7 @@ def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: 
         x_H = x[..., top : top + h, left : left + w]
         write_image(x_H, folder / "HR" / f"{stem}.png")
         write_image(degrade(x_H, cfg.seed, cfg.heldout_preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{stem}.png")
-    write_sidecar(folder, cfg, inputs=paths)
+    write_sidecar(folder, cfg, inputs=paths, kind="pairs")
     return folder
 
 

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ..config import ROOT, hint
 from ..files.images import check_images, list_images, read_image, write_image
 from ..files.results import atomic
+from .lite import LiteDistance
 
 GAMMAS = tuple(i / 10 for i in range(11))
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B)
@@ -38,8 +39,11 @@ EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
 
 @dataclass(frozen=True)
 class Metric:
-    """label for tables; name and options in pyiqa; lower_better; reference: needs hr; weights: files under the torch
-    hub folder, under the repository or hf:repo/file; smallest: least side in pixels."""
+    """What a metric is called and needs.
+
+    label: for tables. name, options: in pyiqa (lpips-lite is ours). lower_better. reference: needs hr. weights: files
+    under the torch hub folder, under the repository, or hf:repo/file. smallest: least side in pixels.
+    """
 
     label: str
     name: str
@@ -57,6 +61,8 @@ METRICS: dict[str, Metric] = {
     "ssim": Metric("SSIM", "ssim", False, True, _Y),
     "lpips": Metric("LPIPS", "lpips", True, True, {},
                     ("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"), 64),
+    # not from the paper: offline, held out of every training; see lite.LiteDistance
+    "lpips-lite": Metric("lpips-lite", "lpips-lite", True, True, {}, (), 64),
     "dists": Metric("DISTS", "dists", True, True, {},
                     ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth")),
     "niqe": Metric("NIQE", "niqe", True, False, {}, ("pyiqa/niqe_modelparameters.mat",), 192),
@@ -127,10 +133,12 @@ def create(name: str, device):
 
 @functools.lru_cache(maxsize=16)
 def _metric(name: str, device: str, path: Path | None):
-    import pyiqa
-
+    if name == "lpips-lite":
+        return LiteDistance().to(device)
     if (name, device) == ("ssim", "cpu"):
         return _ssim
+    import pyiqa
+
     for file in METRICS[name].weights if path is None else ():  # pyiqa looks into the torch hub only
         found, place = _find(file), Path(torch.hub.get_dir(), file)
         if found and not file.startswith("hf:") and not place.is_file():
