@@ -1,4 +1,4 @@
-"""What the notebooks draw. Every function returns a matplotlib figure; nothing here computes a result."""
+"""The figures of the notebooks. Every function returns a matplotlib figure; nothing here computes a result."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, 
 
 
 def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
-    """A contact sheet: a row an image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
+    """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
     images = {}
     for name, (ends, hr) in rows.items():
         top, left = ((s - side) // 2 for s in hr.shape[-2:])
@@ -125,7 +125,7 @@ class Live(Bar):
 
 
 def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str, bool]):
-    """One panel a metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
+    """One panel per metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
     with styled():
         fig, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 2.6), squeeze=False)
         for ax, name in zip(axes[0], columns, strict=True):

@@ -60,7 +60,7 @@ def test_any_size_from_64_and_batches(distance, photo):
         y = x.flip(1)
         both = distance(torch.cat([x, y]), torch.cat([y, y]))
         assert both[1] == 0 and both[0] > 0 and torch.allclose(both[:1], distance(x, y), rtol=1e-4)
-        assert [m.shape[2] for m in distance.maps(x)] == [-(-h // 2**i) for i in range(1, 6)]
+        assert [m.shape[2] for m in distance.maps(x)] == [h // 2**i for i in range(1, 6)]
 
 
 def test_errors_name_the_sizes(distance, photo):

@@ -21,19 +21,19 @@ def blend(
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
-        1 = realism. A list or tuple of floats is one gamma a Laplacian band, coarse to fine: `maps.blend_bands`.
-    out: where to write, as large as an end and of its type, for many values in a row: fresh memory for a large image
-        takes longer than the blend (benchmarks/blend.py). Must not be an end.
+    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
+        1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine: `bands.blend_bands`.
+    out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh memory
+        for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint itself.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
     check_pair(x_fid, x_real)
     if out is not None:
         if (out.shape, out.dtype, out.device) != (x_fid.shape, x_fid.dtype, x_fid.device):
-            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the ends are {tuple(x_fid.shape)}, "
+            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the endpoints are {tuple(x_fid.shape)}, "
                              f"{x_fid.dtype} on {x_fid.device}; use torch.empty_like(x_fid)")  # fmt: skip
         if out.data_ptr() in (x_fid.data_ptr(), x_real.data_ptr()):
-            raise ValueError("out is an end, which the blend would overwrite; use torch.empty_like(x_fid)")
+            raise ValueError("out is an endpoint, which the blend would overwrite; use torch.empty_like(x_fid)")
     if isinstance(gamma, (list, tuple)):
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
@@ -44,7 +44,7 @@ def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
     """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not allowed."""
     if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
         raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
-                        "list with a float a band")  # fmt: skip
+                        "list with one float per band")  # fmt: skip
     g = torch.as_tensor(gamma, dtype=torch.float32)
     n, _, h, w = like.shape
     if g.ndim == 1 and len(g) == n:
@@ -69,12 +69,12 @@ def adain(x: Tensor, x_L: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The two ends of the slider for a batch of images, and x_L, the bicubic x4 of what went in.
+    """The two endpoints of the slider for a batch of images, and x_L, the bicubic x4 of the input.
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
     made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
-    Here only sizes are compared; what looks at the pictures (ManyEndpoints, align, from_disagreement) refuses
-    ends of different photographs.
+    Here only sizes are compared. ManyEndpoints, align and from_disagreement also refuse endpoints of different
+    photographs.
     """
 
     x_fid: Tensor
@@ -103,7 +103,7 @@ class Endpoints:
         return blend(self.x_fid, self.x_real, gamma, out)
 
     def colour_fixed(self) -> Endpoints:
-        """Both ends after `adain` against x_L; blending stays E1 of the fixed ends."""
+        """Both endpoints after `adain` against x_L; blending stays E1 of the fixed endpoints."""
         if self.x_L is None:
             raise ValueError("these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints")
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
@@ -149,8 +149,8 @@ class ManyEndpoints:
         """sum_i w_i x_i with w_i >= 0 and sum_i w_i = 1; a weight of 1 returns that endpoint bit for bit.
 
         weights: {name: float}, every endpoint named; floats in the order of `images`; or a tensor: (K,), (N, K) for one
-            point an image, (N, K, H, W) for maps, K endpoints.
-        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma: more ends are further calls of it.
+            point per image, (N, K, H, W) for maps, K endpoints.
+        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma; more endpoints are further calls of it.
         """
         w = self._weights(weights)
         (x, *others), total = self.images.values(), w[:, :1]
@@ -184,7 +184,7 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
 
     Two images a, b, shrunk 16 times (to 8 pixels or more a side), are taken as different scenes when
     var(a - b) > (var a + var b + 2 (24/255)^2) / 5: unrelated images have 1 in place of the 1/5 on average, equal ones 0,
-    flat ones with noise little. It finds ends that were mixed up, not ends that disagree.
+    flat ones with noise little. It finds endpoints that were mixed up, not endpoints that disagree.
     """
     (first, a), *others = images.items()
     check_images(a, first)
@@ -196,8 +196,8 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
     small = {name: F.avg_pool2d(x, factor) for name, x in images.items()}
     variance = {name: x.var((1, 2, 3)) for name, x in small.items()}
     for name in list(images)[1:]:
-        # DECISION D37: the threshold 1/5; on Kodak different photographs have .26 or more, and a photograph and its own
-        # blurred, noisy, darker copy or one 4 pixels aside .03 or less
+        # DECISION D37: the threshold 1/5; on Kodak different photographs have 0.26 or more, and a photograph and its own
+        # blurred, noisy, darker copy or one 4 pixels aside 0.03 or less
         limit = (variance[first] + variance[name] + 2 * (24 / 255) ** 2) / 5
         if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
             raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "

@@ -23,7 +23,7 @@ REC601 = (0.299, 0.587, 0.114)
 
 
 def luma(x: Tensor) -> Tensor:
-    """(N, 3, H, W) RGB -> (N, 1, H, W), full range: .299 R + .587 G + .114 B."""
+    """(N, 3, H, W) RGB -> (N, 1, H, W), full range: 0.299 R + 0.587 G + 0.114 B."""
     return (x * x.new_tensor(REC601).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -38,7 +38,7 @@ def from_mask(mask: Tensor, inside: float = 1.0, outside: float = 0.0, feather: 
 
     mask: (H, W) or (N, 1, H, W); bool, or float in [0, 1]. feather: sigma of the Gaussian edge in pixels; 0 keeps it hard.
     Neighbouring values of the map differ by at most |inside - outside| / (sqrt(2 pi) feather), whatever the mask's
-    shape, so a blend changes across the edge by no more than its ends do plus that times |x_real - x_fid|.
+    shape, so a blend changes across the edge by no more than its endpoints do plus that times |x_real - x_fid|.
     """
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -72,17 +72,17 @@ def from_texture(x: Tensor, low: float = 0.0, high: float = 1.0, half: float = 0
         small = structure_tensor_eigenvalues(structure_tensor(y, sigma=sigma, mode="reflect"))[1]
         out.append(np.sqrt(np.maximum(small, 0)) / 8)  # skimage's Sobel filter gives 8 times the slope
     t = torch.from_numpy(np.stack(out)[:, None]).to(x)
-    # DECISION D39: half = .005 a pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
+    # DECISION D39: half = 0.005 per pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
     return _between(t / (t + half), low, high)
 
 
 def from_disagreement(ends: Endpoints, low: float = 0.0, high: float = 1.0, half: float = 8 / 255, sigma: float = 6.0) -> Tensor:
     """A map that is `high` where the endpoints agree and falls towards `low` where they differ.
 
-    gamma = low + (high - low) half / (d + half), d the root mean square of the ends' luma difference over a Gaussian
-    window of sigma pixels; half: the difference at which gamma stands in the middle. New texture is a difference
-    too: for structures at different places alone, see `ghosting`.
-    Raises ValueError when the ends show different images.
+    gamma = low + (high - low) half / (d + half), d the root mean square of the endpoints' luma difference over a Gaussian
+    window of sigma pixels; half: the difference at which gamma is in the middle. New texture is a difference
+    too; for misaligned structures alone see `ghosting`.
+    Raises ValueError when the endpoints show different images.
     """
     check_same_scene({"x_fid": ends.x_fid, "x_real": ends.x_real})
     _check(low=low, high=high)

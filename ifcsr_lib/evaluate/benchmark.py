@@ -1,13 +1,13 @@
 """Benchmarks at scale: endpoints once, each score once, on disk; interruptible, resumable, over several processes.
 
 results/<profile>/endpoints/<benchmark>-<key>/    key: of backbone, adapters and config
-    <image>-<lq>.ifcsr.zip        both ends without colour fix, 16 bit; lq, hr: begin of the files' sha256
+    <image>-<lq>.ifcsr.zip        both endpoints without colour fix, 16 bit; lq, hr: first digits of the files' sha256
     <image>-<lq>-<hr>.csv         gamma,colour_fix,metric,value: what is known of this image
     set-<all>.csv                 the same for metrics of the whole set (FID)
     scores.csv                    all images: image,gamma,colour_fix,metric,value, and its provenance
 
-A file appears whole or not at all and belongs to one process, so that a run may be stopped anywhere and started again: it
-goes on where it was. Another gamma, metric or colour fix runs no network; what has a score is not scored again.
+A file is complete or not there, and belongs to one process, so a run may be stopped anywhere; started again, it
+continues. Another gamma, metric or colour fix runs no network; what has a score is not scored again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def processes():
 
 def run(model, name: str, gammas=GAMMAS, metrics=None, colour_fix: str | None = None, limit: int | None = None,
         progress: bool = False) -> pd.DataFrame:  # fmt: skip
-    """Score a model on a benchmark: index (gamma, image), a column a metric, as evaluate.sweep(per_image=True) gives it.
+    """Score a model on a benchmark: index (gamma, image), one column per metric, as evaluate.sweep(per_image=True) gives it.
 
     model: an IFCSR. name: of BENCHMARKS. gammas, metrics: as in evaluate.sweep. colour_fix: None takes model.cfg's.
     limit: only the first images, by name. Several processes (`processes`) share the images; each returns the whole
@@ -243,8 +243,8 @@ def compare_reported(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFram
 def protocol(limit: int | None = None) -> pd.DataFrame:
     """OSEDiff's published scores computed again from its published RealSR outputs, every column that has its weights.
 
-    Reads $IFCSR_DATA/realsr/{osediff, HR, osediff_published_metrics.csv}; limit: the first images only. A row a metric:
-    images, recomputed and published means, and the largest difference of an image, or "not run: needs <file>".
+    Reads $IFCSR_DATA/realsr/{osediff, HR, osediff_published_metrics.csv}; limit: the first images only. One row per metric:
+    images, recomputed and published means, and the largest difference of any image, or "not run: needs <file>".
     Raises FileNotFoundError when a part is missing.
     """
     folder = user_data("realsr")

@@ -30,7 +30,7 @@ class LiteDistance(nn.Module):
         self.eval().requires_grad_(False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The five maps of x (N, 3, H, W) in [0, 1], each (N, C, about H / 2^i, W / 2^i)."""
+        """The five maps of x (N, 3, H, W) in [0, 1], each (N, C, H // 2^i, W // 2^i)."""
         out, net = [], self.net
         x = net._swish(net._bn0(net._conv_stem((x - 0.5) / 0.5)))
         for block in net._blocks:

@@ -154,6 +154,8 @@ def _ssim(x: Tensor, y: Tensor) -> float:
     x, y: (1, 3, H, W) in [0, 1], sides of 11 or more. pyiqa convolves in float64 with all 121 taps at once, for which
     torch has no fast kernel on a CPU; two passes of 11 taps are the same window.
     """
+    # not skimage.metrics.structural_similarity: it leaves negative terms negative, which puts it up to 0.0055 below the
+    # scores that OSEDiff published (this function: within 1e-4) and would move every table
     from pyiqa.matlab_utils import fspecial
     from pyiqa.utils.color_util import to_y_channel
     from scipy.ndimage import correlate1d
@@ -215,13 +217,13 @@ def _check_pairs(xs: list, ys: list | None, names: list) -> None:
 
 
 def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
-    """Score images: a row an image (index "image"), a column a metric; df.attrs["lower_better"] is {metric: bool}.
+    """Score images: one row per image (index "image"), one column per metric; df.attrs["lower_better"] is {metric: bool}.
 
     sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one at a
         time; or a folder. Two folders are matched by file name without suffix; hr may hold more.
     metrics: names of METRICS; None takes all, or without hr all that need none.
-    names: one an image; by default a path's stem, else 0 .. N-1. device: CUDA if there is one.
-    FID is one number of the whole set, repeated in each row. Where a metric could not run stands "not run: <reason>".
+    names: one per image; by default a path's stem, else 0 .. N-1. device: CUDA if there is one.
+    FID is one number of the whole set, repeated in each row. A metric that could not run reads "not run: <reason>".
     Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
     """
     metrics, xs, ys = check_metrics(metrics, hr), each_image(sr, "sr"), None if hr is None else each_image(hr, "hr")
@@ -273,7 +275,7 @@ def score_fid(maker, folder: Path, n: int) -> float | str:
 
 
 def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
-    """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (a row a gamma).
+    """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (one row per gamma).
 
     A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores are NaN.
     """
@@ -308,7 +310,7 @@ def _parts(ends, hr, names) -> tuple[list, list | None, list]:
 
 def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None,
           progress=False) -> pd.DataFrame:  # fmt: skip
-    """The paper's gamma table: a row a gamma (index), a column a metric, means over the images. Calls no model.
+    """The paper's gamma table: one row per gamma (index), one column per metric, means over the images. Calls no model.
 
     ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such, blended one at a
         time: single images keep memory small and may differ in size. hr, metrics, names, device: as in `score`.
@@ -336,10 +338,10 @@ def luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
 
 
 def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataFrame:
-    """PSNR (dB, Y) on gamma from three numbers an image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
+    """PSNR (dB, Y) on gamma from three numbers per image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
 
     Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding before a
-    measured PSNR adds about 4e-7 to the MSE: .002 dB lower at 30 dB, .02 dB at 40 dB.
+    measured PSNR adds about 4e-7 to the MSE: 0.002 dB lower at 30 dB, 0.02 dB at 40 dB.
     """
     gammas, ((e_f, e_r, c), names) = check_gammas(gammas), luma_errors(ends, hr, names)
     mse = np.array([(1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c for g in gammas])

@@ -1,4 +1,4 @@
-"""Tables, figures and JSON, each written whole or not at all, each with a provenance record beside it."""
+"""Tables, figures and JSON: each file is complete or not there, with a provenance record beside it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def read_json(path: str | Path):
 
 
 def sidecar(path: str | Path) -> Path:
-    """Where the provenance of `path` lies: beside a file with the suffix .json, inside a folder as provenance.json."""
+    """Where the provenance of `path` is: beside a file with the suffix .json, inside a folder as provenance.json."""
     path = Path(path)
     return path / "provenance.json" if path.is_dir() else path.with_suffix(".json")
 
