@@ -92,16 +92,8 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: the profile's
-        name, and every field that can change a result and differs from its default in this class.
-
-        So a field that is added, or removed while at its default, changes no other run's hash. The price: a
-        default of this class must never be changed in place, or old results pass for new ones. Change the
-        profiles instead, or rename the field.
-        """
-        changed = {k: v for k, v in self.asdict().items() if k not in _WITHOUT_EFFECT and v != _FIELDS[k].default}
-        text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """`hash_of` over every field that can change a result."""
+        return hash_of(self, "result")
 
     @property
     def model(self) -> dict:
@@ -176,6 +168,20 @@ MODEL_FIELDS = (
     "colour_fix", "tile", "tile_overlap",
 )  # fmt: skip
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+_TRAINING = (
+    "profile", "seed", "backbone", "revision", "scale", "timestep", "rank", "lora_alpha", "features", "k", "preset",
+    "patch", "training_set", "reading", "bad_images", "batch", "lr", "beta1", "beta2", "weight_decay", "clip",
+    "schedule", "precision", "gradient_accumulation", "compile", "ema", "steps_fidelity",
+)  # fmt: skip
+# {kind of artefact: the fields it depends on}. Any other field may change without making it again. What is not
+# named here (tables, figures, runs) is a "result" and depends on all but _WITHOUT_EFFECT
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "pairs": ("profile", "seed", "scale", "heldout", "heldout_preset"),  # notebook 01
+    "fidelity": _TRAINING,  # the adapter of stage 1
+    "realism": (*_TRAINING, "steps_realism"),  # the adapter of stage 2, which goes on from stage 1's
+    # a folder for `load`: both adapters, and in ifcsr.json how `endpoints` uses them
+    "model": (*_TRAINING, "steps_realism", "border", "colour_fix", "tile", "tile_overlap"),
+}
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}
 
 
@@ -190,7 +196,7 @@ def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = 
     """
     profile = profile or os.environ.get("IFCSR_PROFILE") or "pocket"
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{_hint(profile, PROFILES)}")
+        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{hint(profile, PROFILES)}")
     if overrides is not None and not isinstance(overrides, dict):
         raise TypeError(f"overrides came as {type(overrides).__name__}; pass a dict such as {{'k': 3.0}}")
     for name in ("profile", "seed"):
@@ -210,7 +216,27 @@ def resolve_model(settings: dict) -> Config:
     return resolve(known.pop("profile"), known.pop("seed", 0), known)
 
 
-def _hint(name: str, names) -> str:
+def depends(kind: str) -> tuple[str, ...]:
+    """The fields that an artefact of this kind depends on: of DEPENDS, or all that can change a "result"."""
+    return DEPENDS[kind] if kind != "result" else tuple(name for name in _FIELDS if name not in _WITHOUT_EFFECT)
+
+
+def hash_of(cfg: Config, kind: str) -> str:
+    """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: those of `depends(kind)`
+    that differ from their default in Config. Raises KeyError for an unknown kind.
+
+    So a field that is added, or removed while at its default, changes no other run's hash. The price: a
+    default of Config must never be changed in place, or old results pass for new ones. Change the profiles
+    instead, or rename the field.
+    """
+    values = cfg.asdict()
+    changed = {k: values[k] for k in depends(kind) if k in values and values[k] != _FIELDS[k].default}
+    text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def hint(name: str, names) -> str:
+    """"; did you mean 'x'?" when one of names is close to name, else ""."""
     close = difflib.get_close_matches(str(name), list(names), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -219,13 +245,13 @@ def _check_overrides(values: dict) -> dict:
     out = {}
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ValueError(f"override {name!r} is unknown{_hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
+            raise ValueError(f"override {name!r} is unknown{hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
         kind = _FIELDS[name].type
         if kind == "float" and type(value) is int:
             value = float(value)
         if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):
-            hint = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
-            raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{hint}")
+            more = " Write 1.0e-4, not 1e-4: YAML reads the latter as text." if isinstance(value, str) else ""
+            raise TypeError(f"override {name}={value!r} came as {type(value).__name__}; pass {kind}.{more}")
         out[name] = value
     return out
 

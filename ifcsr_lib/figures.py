@@ -1,6 +1,8 @@
-"""What the notebooks draw. Every function returns a matplotlib figure; nothing here computes a result."""
+"""The figures of the notebooks. Every function returns a matplotlib figure; nothing here computes a result."""
 
 from __future__ import annotations
+
+import contextlib
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,6 +13,18 @@ from .control import Endpoints
 from .files.images import to_uint8
 
 STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+
+
+@contextlib.contextmanager
+def styled():
+    """Draw with STYLE inside the block, and show figures afterwards as before.
+
+    The first figure of a notebook loads the inline backend, which switches "interactive" on. Inside rc_context that
+    would be undone at its end, and no later figure would be shown; so the backend is loaded first.
+    """
+    plt.draw_if_interactive()  # loads the backend, and draws nothing where no figure is open
+    with plt.rc_context(STYLE):
+        yield
 
 
 def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, crop: tuple[int, int, int] | None = None):
@@ -50,7 +64,7 @@ def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, 
 
 
 def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
-    """A contact sheet: a row an image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
+    """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
     images = {}
     for name, (ends, hr) in rows.items():
         top, left = ((s - side) // 2 for s in hr.shape[-2:])
@@ -62,7 +76,7 @@ def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), sid
 def losses(history: list[dict], title: str, key: str = "loss"):
     """A training curve with its running mean over a twentieth of the run."""
     table = pd.DataFrame(history).set_index("step")[key]
-    with plt.rc_context(STYLE):
+    with styled():
         fig, ax = plt.subplots(figsize=(6, 2.6))
         ax.plot(table.index, table, lw=0.7, alpha=0.5)
         ax.plot(table.index, table.rolling(max(1, len(table) // 20), min_periods=1).mean(), lw=1.8)
@@ -111,8 +125,8 @@ class Live(Bar):
 
 
 def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str, bool]):
-    """One panel a metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
-    with plt.rc_context(STYLE):
+    """One panel per metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
+    with styled():
         fig, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 2.6), squeeze=False)
         for ax, name in zip(axes[0], columns, strict=True):
             ax.plot(table.index, table[name].astype(float), "o-", ms=3)
@@ -123,7 +137,7 @@ def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str
 
 def spectrum(tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, tuple[float, float]] | None = None):
     """Each model's path from gamma 0 (open circle) to 1 (filled), fidelity metric x against realism metric y."""
-    with plt.rc_context(STYLE):
+    with styled():
         fig, ax = plt.subplots(figsize=(6, 4))
         for name, table in tables.items():
             a, b = table[x].astype(float), table[y].astype(float)

@@ -20,7 +20,7 @@ from .config import Config, resolve, resolve_model
 from .control import Endpoints
 from .data import POCKET
 from .files.images import check_images, upsample
-from .files.results import _config, atomic, sha256
+from .files.results import atomic, recorded, sha256
 from .nets.backbone import load_backbone, locate, read_safetensors, shapes
 
 ADAPTERS = ("fidelity", "realism")
@@ -43,7 +43,7 @@ class IFCSR(nn.Module):
     def __init__(self, cfg: Config, unet: UNet2DConditionModel, vae: nn.Module, prompt: Tensor, source: dict):
         super().__init__()
         self.cfg, self.source = cfg, source
-        self.provenance = {"config": _config(cfg), "hash": cfg.hash}
+        self.provenance = {"config": recorded(cfg), "hash": cfg.hash}
         # DECISION D8: the VAE stays frozen on both sides (OSEDiff adapts its encoder)
         self.unet, self.vae = unet.requires_grad_(False), vae.requires_grad_(False)
         self.register_buffer("prompt", prompt)  # (1, T, D): the text encoder's output for ""

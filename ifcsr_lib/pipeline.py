@@ -69,7 +69,7 @@ class Adapters(ModelMixin, ConfigMixin):
         self.state = read_safetensors(folder / WEIGHTS)
         if "prompt" not in self.state:
             raise ValueError(f"{folder / WEIGHTS}: no empty prompt in it; write the pipeline again with save_pretrained")
-        self.prompt = self.state.pop("prompt").clone()  # as it lies in the file, kernels may sum it in another order
+        self.prompt = self.state.pop("prompt").clone()  # as stored in the file, kernels may sum it in another order
         return self
 
     def cfg(self) -> Config:
@@ -78,7 +78,7 @@ class Adapters(ModelMixin, ConfigMixin):
         Raises ValueError when it is damaged, or has grain, which was removed.
         """
         if self.config.settings.get("grain") or any(k.startswith("grain.") for k in self.state):
-            raise ValueError("adapters/ has layers on pixels (grain) behind the realism end, a kind of model that was "
+            raise ValueError("adapters/ has layers on pixels (grain) behind the realism adapter, a kind of model that was "
                              'removed from this kit; use "pocket", or a model trained without them')  # fmt: skip
         try:
             return resolve_model(self.config.settings)
@@ -98,7 +98,7 @@ class IFCSRPipeline(DiffusionPipeline):
         if getattr(unet, "peft_config", None):
             raise ValueError(f"unet carries adapters already ({', '.join(unet.peft_config)}); pass the plain backbone's UNet")
         for p in (*unet.parameters(), *vae.parameters()):
-            if p.data_ptr() % 64:  # mapped from a file as it lies there, for which kernels sum in another order
+            if p.data_ptr() % 64:  # mapped from a file without alignment, for which kernels sum in another order
                 p.data = p.data.clone()
         model = IFCSR(adapters.cfg(), unet, vae, adapters.prompt.float(), dict(adapters.config.backbone))
         for name in model.adapters:
@@ -115,7 +115,7 @@ class IFCSRPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def endpoints(self, image, colour_fix: str | None = None) -> Endpoints:
-        """Both ends of the slider, as IFCSR.endpoints; the only place where a network runs.
+        """Both endpoints of the slider, as IFCSR.endpoints; the only place where a network runs.
 
         image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a float32
             tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is dropped, grey becomes RGB.
@@ -144,7 +144,7 @@ class IFCSRPipeline(DiffusionPipeline):
         return ImagePipelineOutput(x if output_type == "pt" else x.permute(0, 2, 3, 1).cpu().numpy())
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write unet/, vae/ (without adapters), adapters/, README.md and, last, model_index.json, which makes it whole.
+        """Write unet/, vae/ (without adapters), adapters/, README.md and, last, model_index.json, so that a folder with it is complete.
 
         Upload the folder as it is. For stock diffusers write LoRA files with `pipe.ifcsr.save(folder)`.
         """

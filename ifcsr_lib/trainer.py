@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, default_collate
 from .config import Config
 from .control import blend
 from .data import low_quality, normal, training_crops, uniform
-from .files.results import _config, atomic, provenance, require, sha256, write_sidecar
+from .files.results import atomic, provenance, recorded, require, sha256, write_sidecar
 from .loss import FeatureDistance, depth_weights, feature_distance, specialised_loss
 from .models import ADAPTERS, IFCSR, new
 
@@ -260,7 +260,7 @@ class _Checkpoint:
     def __init__(self, path: Path, objective, named: dict, optimiser, average: EMAModel | None, cfg: Config, steps: int, images: int):
         self.path, self.named, self.optimiser, self.average = path, named, optimiser, average
         self.run = {"objective": objective.name, "profile": cfg.profile, "config": cfg.hash, "steps": steps, "images a step": images}
-        self.settings = _config(cfg)
+        self.settings = recorded(cfg)
 
     def save(self, history: list[dict]) -> None:
         state = {
@@ -311,7 +311,7 @@ def run_folder(model: IFCSR, name: str) -> Path:
     """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
     continues its own checkpoint and never another's."""
     here = Path(__file__).parent
-    files = "nets/backbone", "data/crops", "degradation", "loss", "models", "data/streams", "trainer"
+    files = "nets/backbone", "data/crops", "data/patches", "degradation", "loss", "models", "data/streams", "trainer"
     code = [sha256(here / f"{m}.py") for m in files]
     text = " ".join([model.cfg.hash, model.source["hash"], *code])
     return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate import metrics as evaluate
 
     rows = benchmark.files(args.name, args.limit)
-    gammas, metrics = evaluate._check_gammas(args.gammas or evaluate.GAMMAS), evaluate._names(args.metrics, hr=True)
+    gammas, metrics = evaluate.check_gammas(args.gammas or evaluate.GAMMAS), evaluate.check_metrics(args.metrics, hr=True)
     if args.processes < 1:
         raise ValueError(f"--processes {args.processes}; allowed: 1 or more")
     if args.processes > 1 and "RANK" not in os.environ:

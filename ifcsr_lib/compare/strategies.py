@@ -526,3 +526,11 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 def _unet_time(t: float | Tensor) -> int | Tensor:
     """A path's time, 0 to 1, as the UNet's timestep, 0 to 999."""
     return (999 * t).round().long() if isinstance(t, Tensor) else round(999 * t)
+
+
+def strategies() -> dict[str, type]:
+    """Every strategy on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
+
+    The image blend first; then latent, weight and timestep control, and one-step methods without control.
+    """
+    return dict(STRATEGIES)

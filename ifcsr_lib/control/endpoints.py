@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import portable
 from ..files.images import check_images
+from .bands import blend_bands, check_pair
 
 
 def blend(
@@ -19,26 +21,20 @@ def blend(
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value an image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
-        1 = realism. A list or tuple of floats is one gamma a Laplacian band, coarse to fine: `maps.blend_bands`.
-    out: where to write, as large as an end and of its type, for many values in a row: fresh memory for a large image
-        takes longer than the blend (benchmarks/blend.py). Must not be an end.
+    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
+        1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine: `bands.blend_bands`.
+    out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh memory
+        for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint itself.
     Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
     """
-    for name, x in (("x_fid", x_fid), ("x_real", x_real)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} came as {type(x).__name__}; pass both ends, images (N, 3, H, W)")
-    if x_fid.shape != x_real.shape:
-        raise ValueError(f"endpoints differ in shape: {tuple(x_fid.shape)} and {tuple(x_real.shape)}; use one image's")
+    check_pair(x_fid, x_real)
     if out is not None:
         if (out.shape, out.dtype, out.device) != (x_fid.shape, x_fid.dtype, x_fid.device):
-            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the ends are {tuple(x_fid.shape)}, "
+            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the endpoints are {tuple(x_fid.shape)}, "
                              f"{x_fid.dtype} on {x_fid.device}; use torch.empty_like(x_fid)")  # fmt: skip
         if out.data_ptr() in (x_fid.data_ptr(), x_real.data_ptr()):
-            raise ValueError("out is an end, which the blend would overwrite; use torch.empty_like(x_fid)")
+            raise ValueError("out is an endpoint, which the blend would overwrite; use torch.empty_like(x_fid)")
     if isinstance(gamma, (list, tuple)):
-        from .maps import blend_bands
-
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
     return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid), out=out)
@@ -48,7 +44,7 @@ def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
     """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not allowed."""
     if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
         raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
-                        "list with a float a band")  # fmt: skip
+                        "list with one float per band")  # fmt: skip
     g = torch.as_tensor(gamma, dtype=torch.float32)
     n, _, h, w = like.shape
     if g.ndim == 1 and len(g) == n:
@@ -73,12 +69,12 @@ def adain(x: Tensor, x_L: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The two ends of the slider for a batch of images, and x_L, the bicubic x4 of what went in.
+    """The two endpoints of the slider for a batch of images, and x_L, the bicubic x4 of the input.
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
     made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
-    Here only sizes are compared; what looks at the pictures (ManyEndpoints, align, from_disagreement) refuses
-    ends of different photographs.
+    Here only sizes are compared. ManyEndpoints, align and from_disagreement also refuse endpoints of different
+    photographs.
     """
 
     x_fid: Tensor
@@ -107,7 +103,7 @@ class Endpoints:
         return blend(self.x_fid, self.x_real, gamma, out)
 
     def colour_fixed(self) -> Endpoints:
-        """Both ends after `adain` against x_L; blending stays E1 of the fixed ends."""
+        """Both endpoints after `adain` against x_L; blending stays E1 of the fixed endpoints."""
         if self.x_L is None:
             raise ValueError("these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints")
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
@@ -119,16 +115,17 @@ class Endpoints:
         bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding ties at
             most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming path.
         """
-        from ..files import portable
-
-        return portable.save(self, path, model, gamma, bits)
+        images = {name: getattr(self, name) for name in portable.PARTS}
+        return portable.save(images, path, self.made_by if model is None else model, gamma, bits)
 
     @classmethod
-    def load(cls, path: str | Path) -> Endpoints:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing."""
-        from ..files import portable
+    def load(cls, path: str | Path | bytes, name: str | None = None) -> Endpoints:
+        """Read what `save` wrote. path: the file, or its bytes with its name for the errors.
 
-        return portable.load(path)
+        Raises FileNotFoundError, or ValueError naming what is damaged, foreign or missing.
+        """
+        images, made = portable.load(path, name)
+        return cls(**images, made_by=made)
 
 
 @dataclass(frozen=True)
@@ -152,8 +149,8 @@ class ManyEndpoints:
         """sum_i w_i x_i with w_i >= 0 and sum_i w_i = 1; a weight of 1 returns that endpoint bit for bit.
 
         weights: {name: float}, every endpoint named; floats in the order of `images`; or a tensor: (K,), (N, K) for one
-            point an image, (N, K, H, W) for maps, K endpoints.
-        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma: more ends are further calls of it.
+            point per image, (N, K, H, W) for maps, K endpoints.
+        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma; more endpoints are further calls of it.
         """
         w = self._weights(weights)
         (x, *others), total = self.images.values(), w[:, :1]
@@ -187,7 +184,7 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
 
     Two images a, b, shrunk 16 times (to 8 pixels or more a side), are taken as different scenes when
     var(a - b) > (var a + var b + 2 (24/255)^2) / 5: unrelated images have 1 in place of the 1/5 on average, equal ones 0,
-    flat ones with noise little. It finds ends that were mixed up, not ends that disagree.
+    flat ones with noise little. It finds endpoints that were mixed up, not endpoints that disagree.
     """
     (first, a), *others = images.items()
     check_images(a, first)
@@ -199,19 +196,9 @@ def check_same_scene(images: Mapping[str, Tensor]) -> None:
     small = {name: F.avg_pool2d(x, factor) for name, x in images.items()}
     variance = {name: x.var((1, 2, 3)) for name, x in small.items()}
     for name in list(images)[1:]:
-        # DECISION D37: the threshold 1/5; on Kodak different photographs have .26 or more, and a photograph and its own
-        # blurred, noisy, darker copy or one 4 pixels aside .03 or less
+        # DECISION D37: the threshold 1/5; on Kodak different photographs have 0.26 or more, and a photograph and its own
+        # blurred, noisy, darker copy or one 4 pixels aside 0.03 or less
         limit = (variance[first] + variance[name] + 2 * (24 / 255) ** 2) / 5
         if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
             raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
                              f"{len(bad)}); pass the endpoints of one photograph")  # fmt: skip
-
-
-def strategies() -> dict[str, type]:
-    """Every way to control on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
-
-    The image blend first; then latent, weight and timestep control and one-step methods without control (compare/strategies.py).
-    """
-    from ..compare.strategies import STRATEGIES  # needs diffusers, which moving the slider does not
-
-    return dict(STRATEGIES)

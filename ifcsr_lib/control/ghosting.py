@@ -1,7 +1,7 @@
-"""Ghosting: where the endpoints draw one structure at two places, how much of it a result shows, and blends without it.
+"""Ghosting: find structures that are misaligned between the endpoints, measure double edges, and blend without them.
 
-E1 draws an edge twice, at reduced height, where the ends disagree on its place. `align` finds those places by optical flow
-once; afterwards every gamma is a warp and a weighted sum, and no network runs.
+Where the endpoints disagree on the position of an edge, E1 shows it twice, at reduced height. `align` finds such places
+once, by optical flow; afterwards every gamma is a warp and a weighted sum, and no network runs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Aligned:
     def blend(self, gamma: float | Tensor) -> Tensor:
         """A crossfade along the flow: (1 - gamma) x_fid(p - gamma f) + gamma x_real(p + (1 - gamma) f), f = flow(p).
 
-        Both ends are brought to one position, a share gamma of the way, so that an edge is drawn once. gamma: a float,
+        Both endpoints are moved to one position, at gamma of the way between them, so that an edge is drawn once. gamma: a float,
         (N,) or a map (N, 1, H, W). Returns (N, 3, H, W) in [0, 1]; gamma 0 and 1 return the endpoints bit for bit, and
         where the flow is 0 the result is E1.
         """
@@ -63,8 +63,8 @@ class Aligned:
     def held_gamma(self, gamma: float | Tensor) -> Tensor:
         """A map (N, 1, H, W) for `ends.blend`: gamma^(1 + 7 m), m rising from 0 to 1 with a misalignment of 0 to 1 pixel.
 
-        Where structures differ the result stays with x_fid until late and then passes over quickly; 0 and 1 stay 0
-        and 1, and elsewhere gamma is as asked. The alternative to `blend` that moves no pixel.
+        Where the endpoints are misaligned, it keeps x_fid for most of the range and switches to x_real near gamma = 1.
+        0 and 1 stay 0 and 1, and elsewhere gamma is unchanged. The alternative to `blend` that moves no pixel.
         """
         g = check_gamma(gamma, self.ends.x_fid).to(self.ends.x_fid)
         return (g + torch.zeros_like(self.shift)) ** (1 + 7 * smooth(self.shift, 2.0).clamp(0, 1))
@@ -74,7 +74,7 @@ def align(ends: Endpoints) -> Aligned:
     """Find the displacement between the endpoints: TV-L1 optical flow on luma, kept only where it helps.
 
     Source: skimage.registration.optical_flow_tvl1 (Zach, Pock and Bischof, 2007); unlike Lucas-Kanade it also follows straight
-    edges. Deterministic; seconds for 512x512 on one CPU core. Raises ValueError for ends of different images, or
+    edges. Deterministic; seconds for 512x512 on one CPU core. Raises ValueError for endpoints of different images, or
     smaller than 32 pixels a side.
     """
     check_same_scene({"x_fid": ends.x_fid, "x_real": ends.x_real})
@@ -86,14 +86,14 @@ def align(ends: Endpoints) -> Aligned:
             flow[i] = torch.from_numpy(np.stack(optical_flow_tvl1(a, b, num_warp=3, num_iter=5, dtype=np.float32)))
     flow = torch.nan_to_num(flow).to(ends.x_fid)
     # DECISION D41: flow counts where it takes away more than a quarter of the local difference, fully from a half on;
-    # elsewhere the ends differ in content, not in place, and moving pixels would bend what is straight
+    # elsewhere the endpoints differ in content, not in position, and moving pixels would bend what is straight
     before = smooth((y_real - y_fid).square(), 2.0)
     after = smooth((_warp(_double(y_real), flow) - y_fid).square(), 2.0)
     trust = ((1 - (after + NOISE) / (before + NOISE)) * 4 - 1).clamp(0, 1)
     trust = trust * (flow.square().sum(1, keepdim=True) <= MAX_SHIFT**2)
     share = smooth(trust, 2.0)
     flow = smooth(flow * trust, 2.0) / share.clamp(min=1e-3) * (2 * share).clamp(max=1)
-    # and where the result would draw edges more weakly than E1 all the same (halos, contrast of one end alone), E1 stays
+    # and where the result would draw edges more weakly than E1 all the same (halos, contrast of one endpoint alone), E1 stays
     aligned = Aligned(ends, flow.contiguous())
     plain, moved = (double_edges(x, ends, 0.5, True) for x in (ends.blend(0.5), aligned.blend(0.5)))
     aligned.flow.mul_((2 * smooth((moved < plain).to(flow), 4.0) - 1).clamp(min=0))
@@ -102,17 +102,17 @@ def align(ends: Endpoints) -> Aligned:
 
 
 def double_edges(x: Tensor, ends: Endpoints, gamma: float | Tensor, as_map: bool = False) -> Tensor:
-    """Double-edge energy of a result: the share of its ends' edge energy that it lacks, (N,) in [0, 1].
+    """Double-edge energy of a result: the share of its endpoints' edge energy that it lacks, (N,) in [0, 1].
 
     With S a Gaussian window of 4 pixels and grad the gradient of luma,
         D(p) = max(0, S[(1 - gamma) |grad x_fid|^2 + gamma |grad x_real|^2 - |grad x|^2]),
     and the energy is mean D / mean S[(1 - gamma) |grad x_fid|^2 + gamma |grad x_real|^2]. A step of height h has energy
     h^2 / width; drawn twice, as steps of (1 - gamma) h and gamma h, it lacks the share 2 gamma (1 - gamma): 1/2 at
     gamma 1/2. For E1 the bracket equals gamma (1 - gamma) |grad(x_real - x_fid)|^2 exactly: zero for equal ends, growing
-    with their shift until the two copies part. Texture of one end alone counts too, as the crossfade halves it, and
+    with their shift until the two copies part. Texture of one endpoint alone counts too, as the crossfade halves it, and
     so does blur: compare the results of one pair, not pairs.
 
-    x: (N, 3, H, W), made from ends at gamma (a float, (N,) or the map that was used). as_map: D as (N, 1, H, W) instead.
+    x: (N, 3, H, W), made from the endpoints at gamma (a float, (N,) or the map that was used). as_map: D as (N, 1, H, W) instead.
     """
     check_images(x, "x")
     if x.shape != ends.x_fid.shape:

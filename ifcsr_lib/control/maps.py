@@ -1,4 +1,4 @@
-"""Gamma in space and in scale: maps (N, 1, H, W) for `ends.blend(map)`, and one gamma a Laplacian band.
+"""Gamma in space and in scale: maps (N, 1, H, W) for `ends.blend(map)`, and one gamma per Laplacian band.
 
 A map is a plain tensor; `torch.minimum`, `*` and `1 - map` combine them. Nothing here calls a network.
 """
@@ -6,23 +6,24 @@ A map is a plain tensor; `torch.minimum`, `*` and `1 - map` combine them. Nothin
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
 
 from ..files.images import check_images
-from .endpoints import Endpoints, blend, check_same_scene
+from .bands import bands, blend_bands
+from .endpoints import Endpoints, check_same_scene
+
+__all__ = ["REC601", "bands", "blend_bands", "from_disagreement", "from_mask", "from_texture", "luma", "smooth"]
 
 REC601 = (0.299, 0.587, 0.114)
 
 
 def luma(x: Tensor) -> Tensor:
-    """(N, 3, H, W) RGB -> (N, 1, H, W), full range: .299 R + .587 G + .114 B."""
+    """(N, 3, H, W) RGB -> (N, 1, H, W), full range: 0.299 R + 0.587 G + 0.114 B."""
     return (x * x.new_tensor(REC601).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -37,7 +38,7 @@ def from_mask(mask: Tensor, inside: float = 1.0, outside: float = 0.0, feather: 
 
     mask: (H, W) or (N, 1, H, W); bool, or float in [0, 1]. feather: sigma of the Gaussian edge in pixels; 0 keeps it hard.
     Neighbouring values of the map differ by at most |inside - outside| / (sqrt(2 pi) feather), whatever the mask's
-    shape, so a blend changes across the edge by no more than its ends do plus that times |x_real - x_fid|.
+    shape, so a blend changes across the edge by no more than its endpoints do plus that times |x_real - x_fid|.
     """
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -71,72 +72,23 @@ def from_texture(x: Tensor, low: float = 0.0, high: float = 1.0, half: float = 0
         small = structure_tensor_eigenvalues(structure_tensor(y, sigma=sigma, mode="reflect"))[1]
         out.append(np.sqrt(np.maximum(small, 0)) / 8)  # skimage's Sobel filter gives 8 times the slope
     t = torch.from_numpy(np.stack(out)[:, None]).to(x)
-    # DECISION D39: half = .005 a pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
+    # DECISION D39: half = 0.005 per pixel, the median of t over bicubic x_L of Kodak: half of a photograph counts as textured
     return _between(t / (t + half), low, high)
 
 
 def from_disagreement(ends: Endpoints, low: float = 0.0, high: float = 1.0, half: float = 8 / 255, sigma: float = 6.0) -> Tensor:
     """A map that is `high` where the endpoints agree and falls towards `low` where they differ.
 
-    gamma = low + (high - low) half / (d + half), d the root mean square of the ends' luma difference over a Gaussian
-    window of sigma pixels; half: the difference at which gamma stands in the middle. New texture is a difference
-    too: for structures at different places alone, see `ghosting`.
-    Raises ValueError when the ends show different images.
+    gamma = low + (high - low) half / (d + half), d the root mean square of the endpoints' luma difference over a Gaussian
+    window of sigma pixels; half: the difference at which gamma is in the middle. New texture is a difference
+    too; for misaligned structures alone see `ghosting`.
+    Raises ValueError when the endpoints show different images.
     """
     check_same_scene({"x_fid": ends.x_fid, "x_real": ends.x_real})
     _check(low=low, high=high)
     _positive(half=half, sigma=sigma)
     d = smooth(luma(ends.x_real - ends.x_fid).square(), sigma).clamp(min=0).sqrt()
     return _between(half / (d + half), low, high)
-
-
-def bands(x: Tensor, n: int) -> list[Tensor]:
-    """Split (N, C, H, W) into n Laplacian bands of the full size, coarse to fine; their sum is x.
-
-    Band n-1 holds what halving the size loses, band n-2 what halving it once more loses, and so on; band 0 is the rest
-    (Burt and Adelson, 1983; the halving filter is (1 3 3 1) / 8, the doubling one linear). Sides of 2^n pixels or more.
-    """
-    _check_bands(n, x)
-    levels = [x]
-    for _ in range(n - 1):
-        size = [(s + 1) // 2 for s in levels[-1].shape[2:]]
-        levels.append(F.interpolate(levels[-1], size=size, mode="bilinear", antialias=True))
-    lows = [x]  # x without its k finest bands, at full size
-    for k in range(1, n):
-        low = levels[k]
-        for finer in reversed(levels[:k]):
-            low = F.interpolate(low, size=finer.shape[2:], mode="bilinear")
-        lows.append(low)
-    return [lows[-1], *(a - b for a, b in zip(lows[-2::-1], lows[:0:-1], strict=True))]
-
-
-def blend_bands(x_fid: Tensor, x_real: Tensor, gamma: Sequence[float]) -> Tensor:
-    """E1 with a gamma of its own for each Laplacian band: x_fid + sum_b gamma_b B_b(x_real - x_fid).
-
-    gamma: floats in [0, 1], coarse to fine: [0, 0, 1] keeps the structure of x_fid and takes fine texture from x_real.
-    Equal values give E1, so that all 0 and all 1 return the endpoints bit for bit. Different values can overshoot,
-    and are then clamped to [0, 1].
-    """
-    for g in gamma:
-        if isinstance(g, bool) or not isinstance(g, numbers.Real):
-            raise TypeError(f"gamma={gamma!r} holds a {type(g).__name__}; pass a float a band, coarse to fine")
-        if not 0 <= g <= 1:
-            raise ValueError(f"gamma={gamma!r}; allowed in each band: 0 (fidelity) to 1 (realism)")
-    _check_bands(len(gamma), x_fid)
-    x = blend(x_fid, x_real, float(gamma[-1]))
-    if len(set(gamma)) == 1:
-        return x
-    for g, band in zip(gamma, bands(x_real - x_fid, len(gamma)), strict=True):
-        x = x + (g - gamma[-1]) * band
-    # bands of two images in [0, 1] may add up to values outside, which E1 never does
-    return x.clamp(0, 1)
-
-
-def _check_bands(n: int, x: Tensor) -> None:
-    most = int(np.log2(min(x.shape[2:])))
-    if not 1 <= n <= most:
-        raise ValueError(f"{n} bands of a {x.shape[3]}x{x.shape[2]} image; allowed: 1 to {most}, a gamma for each, "
-                         "coarse to fine, such as [0.2, 0.5, 0.9]")  # fmt: skip
 
 
 def _between(t: Tensor, low: float, high: float) -> Tensor:

@@ -5,17 +5,17 @@ Names load on first use, so that `python -m ifcsr_lib data --help` needs no torc
 
 import importlib
 
-_NAMES = (
-    "Crops", "Degraded", "HELDOUT_INDEX", "MANIFEST", "POCKET", "PhotoFile", "Repeated", "cut", "load_images", "load_photo",
-    "looks_photographic", "low_quality", "normal", "pairs", "photos", "training_crops", "uniform", "user_data", "write_pairs",
-)  # fmt: skip
-__all__ = [*_NAMES]  # noqa: PLE0604
+_WHERE = dict.fromkeys(
+    ("Crops", "Degraded", "HELDOUT_INDEX", "MANIFEST", "POCKET", "PhotoFile", "load_images", "load_photo",
+     "looks_photographic", "low_quality", "pairs", "photos", "training_crops", "write_pairs"), "crops",
+) | dict.fromkeys(("cut", "normal", "uniform", "user_data"), "patches")  # fmt: skip
+__all__ = [*_WHERE]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
-    if name in _NAMES:
-        return getattr(importlib.import_module(".crops", __name__), name)
-    raise AttributeError(f"ifcsr_lib.data has no {name!r}; it has: {', '.join(_NAMES)}")
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"ifcsr_lib.data has no {name!r}; it has: {', '.join(_WHERE)}")
 
 
 def __dir__() -> list[str]:

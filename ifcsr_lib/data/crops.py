@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import ROOT, Config, path_setting
+from ..config import ROOT, Config
 from ..files.images import labels, list_images, partners, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
+from .patches import cut
+from .streams import LazyCrops, training_files
 
 HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their random numbers
 POCKET = ROOT / "data" / "pocket"
@@ -62,13 +64,6 @@ def load_photo(photo: PhotoFile | Path) -> Tensor:
     return x[..., top : top + h, left : left + w]
 
 
-def user_data(name: str) -> Path | None:
-    """$IFCSR_DATA/<name> when it exists, else None. Known names: data/README.md."""
-    folder = path_setting("IFCSR_DATA")
-    path = folder / name if folder else None
-    return path if path and path.exists() else None
-
-
 def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     """(name, LR path, HR path) for each file of folder/LR and its partner in folder/HR (images.partners); sorted by name.
 
@@ -101,7 +96,7 @@ def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: 
         x_H = x[..., top : top + h, left : left + w]
         write_image(x_H, folder / "HR" / f"{stem}.png")
         write_image(degrade(x_H, cfg.seed, cfg.heldout_preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{stem}.png")
-    write_sidecar(folder, cfg, inputs=paths)
+    write_sidecar(folder, cfg, inputs=paths, kind="pairs")
     return folder
 
 
@@ -146,14 +141,6 @@ class Crops(Dataset):
         return {"x_H": cut(self.images[n], self.patch, rng), "index": i, "name": self.names[n]}
 
 
-def cut(image: np.ndarray, patch: int, rng: np.random.Generator) -> Tensor:
-    """(3, patch, patch) float32 in [0, 1]: a crop of (H, W, 3) uint8 at a random place, flipped and turned at random."""
-    top, left = (rng.integers(s - patch + 1) for s in image.shape[:2])
-    crop = np.rot90(image[top : top + patch, left : left + patch], rng.integers(4))
-    crop = crop[:, ::-1] if rng.integers(2) else crop
-    return torch.from_numpy(crop.transpose(2, 0, 1).copy()).float() / 255
-
-
 def training_crops(cfg: Config) -> Dataset:
     """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.training_files).
 
@@ -166,8 +153,6 @@ def training_crops(cfg: Config) -> Dataset:
 def _endless_crops(cfg: Config) -> Dataset:
     if cfg.training_set == "shipped":
         return Crops(load_images([p.path for p in photos("train")], cfg.patch), cfg.patch, cfg.seed)
-    from .streams import LazyCrops, training_files
-
     parts = training_files(cfg.training_set)
     if cfg.reading == "disk":
         return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
@@ -189,17 +174,6 @@ class Degraded(Dataset):
     def __getitem__(self, i: int) -> dict:
         sample = self.samples[i]
         return {**sample, "x_L": low_quality(sample["x_H"][None], self.cfg, [sample["index"]])[1][0]}
-
-
-def normal(seed: int, index, shape) -> Tensor:
-    """(N, *shape) standard normal numbers; image i's are a function of (seed, index[i]) alone."""
-    draws = [np.random.default_rng([seed, int(i), 2]).standard_normal(tuple(shape), dtype=np.float32) for i in index]
-    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
-
-
-def uniform(seed: int, index) -> Tensor:
-    """(N,) numbers in [0, 1); image i's is a function of (seed, index[i]) alone."""
-    return torch.tensor([np.random.default_rng([seed, int(i), 3]).random() for i in index], dtype=torch.float32)
 
 
 def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..config import ROOT, _hint, path_setting
+from ..config import ROOT, hint, path_setting
 from ..files.results import atomic, read_json, sha256, write_json
 from .remote import download, file_name, is_url
 
@@ -100,7 +100,7 @@ def home() -> Path:
 def dataset(name: str) -> DataSet:
     """The row of DATASETS; ValueError for other names."""
     if name not in DATASETS:
-        raise ValueError(f"data set {name!r} is unknown; allowed: {', '.join(DATASETS)}{_hint(name, DATASETS)}")
+        raise ValueError(f"data set {name!r} is unknown; allowed: {', '.join(DATASETS)}{hint(name, DATASETS)}")
     return DATASETS[name]
 
 

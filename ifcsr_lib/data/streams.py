@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from ..files.images import FORMATS, decode_image, list_images
 from ..files.results import atomic
-from .crops import cut, user_data
+from .patches import cut, user_data
 from .remote import Remote, is_url, read_range
 
 INDEX = ".ifcsr_index.csv"

@@ -1,13 +1,13 @@
 """Benchmarks at scale: endpoints once, each score once, on disk; interruptible, resumable, over several processes.
 
 results/<profile>/endpoints/<benchmark>-<key>/    key: of backbone, adapters and config
-    <image>-<lq>.ifcsr.zip        both ends without colour fix, 16 bit; lq, hr: begin of the files' sha256
+    <image>-<lq>.ifcsr.zip        both endpoints without colour fix, 16 bit; lq, hr: first digits of the files' sha256
     <image>-<lq>-<hr>.csv         gamma,colour_fix,metric,value: what is known of this image
     set-<all>.csv                 the same for metrics of the whole set (FID)
     scores.csv                    all images: image,gamma,colour_fix,metric,value, and its provenance
 
-A file appears whole or not at all and belongs to one process, so that a run may be stopped anywhere and started again: it
-goes on where it was. Another gamma, metric or colour fix runs no network; what has a score is not scored again.
+A file is complete or not there, and belongs to one process, so a run may be stopped anywhere; started again, it
+continues. Another gamma, metric or colour fix runs no network; what has a score is not scored again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..config import Config, _hint
+from ..config import Config, hint
 from ..control import Endpoints
 from ..data import pairs, user_data
 from ..files import portable
 from ..files.images import list_images, read_image, upsample, write_image
-from ..files.results import _write_bytes, atomic, sha256
+from ..files.results import atomic, sha256, write_bytes
 from . import metrics as evaluate
 from .metrics import GAMMAS, METRICS
 
@@ -46,7 +46,7 @@ def files(name: str, limit: int | None = None) -> list[tuple[str, Path, Path]]:
     Raises ValueError for an unknown name, FileNotFoundError when IFCSR_DATA lacks it.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"benchmark {name!r} is unknown{_hint(name, BENCHMARKS)}; allowed: {', '.join(BENCHMARKS)}")
+        raise ValueError(f"benchmark {name!r} is unknown{hint(name, BENCHMARKS)}; allowed: {', '.join(BENCHMARKS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; allowed: 1 or more images, None for all")
     if (folder := user_data(name)) is None:
@@ -93,7 +93,7 @@ def processes():
 
 def run(model, name: str, gammas=GAMMAS, metrics=None, colour_fix: str | None = None, limit: int | None = None,
         progress: bool = False) -> pd.DataFrame:  # fmt: skip
-    """Score a model on a benchmark: index (gamma, image), a column a metric, as evaluate.sweep(per_image=True) gives it.
+    """Score a model on a benchmark: index (gamma, image), one column per metric, as evaluate.sweep(per_image=True) gives it.
 
     model: an IFCSR. name: of BENCHMARKS. gammas, metrics: as in evaluate.sweep. colour_fix: None takes model.cfg's.
     limit: only the first images, by name. Several processes (`processes`) share the images; each returns the whole
@@ -101,15 +101,15 @@ def run(model, name: str, gammas=GAMMAS, metrics=None, colour_fix: str | None = 
     where a metric could not run, and is tried again next time. Raises OSError when the first process does not find what
     another one wrote.
     """
-    rows, gammas, metrics = files(name, limit), evaluate._check_gammas(gammas), evaluate._names(metrics, hr=True)
+    rows, gammas, metrics = files(name, limit), evaluate.check_gammas(gammas), evaluate.check_metrics(metrics, hr=True)
     fix = model.cfg.replace(colour_fix=colour_fix or model.cfg.colour_fix).colour_fix
     folder = model.cfg.results / "endpoints" / f"{name}-{key(model)}"
     rank, world, wait = processes()
     digests = [(sha256(lq)[:12], sha256(hr)[:12]) for _, lq, hr in rows]
     places = [folder / f"{image}-{a}-{b}.csv" for (image, *_), (a, b) in zip(rows, digests, strict=True)]
     together = folder / f"set-{hashlib.sha256(repr(digests).encode()).hexdigest()[:12]}.csv"
-    maker = functools.cache(evaluate._create)  # a metric's network is loaded when a score is lacking
-    absent = {m: evaluate._absent(m) for m in metrics}
+    maker = functools.cache(evaluate.create)  # a metric's network is loaded when a score is lacking
+    absent = {m: evaluate.absent(m) for m in metrics}
     ends = functools.partial(_ends, model, folder, fix)
 
     single = [m for m in metrics if m != "fid" and not absent[m]]
@@ -150,14 +150,14 @@ def _score_image(image: str, lq: Path, hr: Path, place: Path, wanted: list, ends
             todo.setdefault(entry[0], []).append(entry)
     if not todo:
         return
-    pair, y = ends(lq), evaluate._rounded(hr, f"hr of {image}")
+    pair, y = ends(lq), evaluate.rounded(hr, f"hr of {image}")
     if pair.x_fid.shape != y.shape:
         raise ValueError(f"{image}: HR is {tuple(y.shape[2:])} and 4 x LR {tuple(pair.x_fid.shape[2:])}; allowed: the "
                          "same size")  # fmt: skip
     for gamma, entries in todo.items():
-        x = evaluate._rounded(pair.blend(gamma), image)
+        x = evaluate.rounded(pair.blend(gamma), image)
         with torch.no_grad():
-            known |= {entry: evaluate._one(METRICS[entry[2]], maker(entry[2], None), x, y) for entry in entries}
+            known |= {entry: evaluate.score_one(METRICS[entry[2]], maker(entry[2], None), x, y) for entry in entries}
         _write(known, place)
 
 
@@ -170,12 +170,12 @@ def _score_set(rows: list, place: Path, rank: int, wanted: list, ends, maker) ->
     with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder:
         fid = maker("fid", None) if todo else ""
         for i, (_, _, hr) in enumerate(rows if todo and not isinstance(fid, str) else ()):
-            write_image(evaluate._rounded(hr, hr.name), Path(folder, "hr", f"{i:06d}.png"))
+            write_image(evaluate.rounded(hr, hr.name), Path(folder, "hr", f"{i:06d}.png"))
         for entry in todo:
             for i, (image, lq, _) in enumerate(rows if not isinstance(fid, str) else ()):
-                x = evaluate._rounded(ends(lq).blend(entry[0]), image)
+                x = evaluate.rounded(ends(lq).blend(entry[0]), image)
                 write_image(x, Path(folder, "sr", f"{i:06d}.png"))
-            scores[entry] = fid if isinstance(fid, str) else evaluate._fid(fid, Path(folder), len(rows))
+            scores[entry] = fid if isinstance(fid, str) else evaluate.score_fid(fid, Path(folder), len(rows))
             _write(scores, own)
 
 
@@ -211,7 +211,7 @@ def _write_all(known: dict, path: Path, cfg: Config, rows: list) -> None:
     table = pd.DataFrame([[image, *entry, v] for image, scores in known.items() for entry, v in sorted(scores.items())],
                          columns=["image", *_HEAD])  # fmt: skip
     text = table.to_csv(index=False, lineterminator="\n")
-    _write_bytes(text.encode(), path, cfg, [rows[0][1].parent, rows[0][2].parent], None)
+    write_bytes(text.encode(), path, cfg, [rows[0][1].parent, rows[0][2].parent], None)
 
 
 def compare_reported(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
@@ -222,7 +222,7 @@ def compare_reported(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFram
     benchmark: such means say nothing about the paper's.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"benchmark {name!r} is unknown{_hint(name, BENCHMARKS)}; allowed: {', '.join(BENCHMARKS)}")
+        raise ValueError(f"benchmark {name!r} is unknown{hint(name, BENCHMARKS)}; allowed: {', '.join(BENCHMARKS)}")
     label, count = BENCHMARKS[name]
     if cfg.profile != "paper":
         raise ValueError(f"profile {cfg.profile!r} is another model at another scale, whose numbers share no table with "
@@ -243,8 +243,8 @@ def compare_reported(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFram
 def protocol(limit: int | None = None) -> pd.DataFrame:
     """OSEDiff's published scores computed again from its published RealSR outputs, every column that has its weights.
 
-    Reads $IFCSR_DATA/realsr/{osediff, HR, osediff_published_metrics.csv}; limit: the first images only. A row a metric:
-    images, recomputed and published means, and the largest difference of an image, or "not run: needs <file>".
+    Reads $IFCSR_DATA/realsr/{osediff, HR, osediff_published_metrics.csv}; limit: the first images only. One row per metric:
+    images, recomputed and published means, and the largest difference of any image, or "not run: needs <file>".
     Raises FileNotFoundError when a part is missing.
     """
     folder = user_data("realsr")

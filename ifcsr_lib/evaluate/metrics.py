@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..config import ROOT, _hint, path_setting
+from ..config import ROOT, hint, path_setting
 from ..files.images import check_images, labels, list_images, partners, read_image, write_image
 from ..files.results import atomic
+from .lite import LiteDistance
 
 GAMMAS = tuple(i / 10 for i in range(11))
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B)
@@ -38,8 +39,11 @@ EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
 
 @dataclass(frozen=True)
 class Metric:
-    """label for tables; name and options in pyiqa; lower_better; reference: needs hr; weights: files under the torch
-    hub folder, under the repository or hf:repo/file; smallest: least side in pixels."""
+    """What a metric is called and needs.
+
+    label: for tables. name, options: in pyiqa (lpips-lite is ours). lower_better. reference: needs hr. weights: files
+    under the torch hub folder, under the repository, or hf:repo/file. smallest: least side in pixels.
+    """
 
     label: str
     name: str
@@ -57,6 +61,8 @@ METRICS: dict[str, Metric] = {
     "ssim": Metric("SSIM", "ssim", False, True, _Y),
     "lpips": Metric("LPIPS", "lpips", True, True, {},
                     ("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"), 64),
+    # not from the paper: offline, held out of every training; see lite.LiteDistance
+    "lpips-lite": Metric("lpips-lite", "lpips-lite", True, True, {}, (), 64),
     "dists": Metric("DISTS", "dists", True, True, {},
                     ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth")),
     "niqe": Metric("NIQE", "niqe", True, False, {}, ("pyiqa/niqe_modelparameters.mat",), 192),
@@ -82,18 +88,18 @@ def _find(file: str) -> Path | None:
 
 def missing(metric: str) -> list[str]:
     """Names of the weight files that the metric needs and this machine lacks; [] when it can run. No network."""
-    _names([metric], hr=True)
+    check_metrics([metric], hr=True)
     lacks = [f for f in METRICS[metric].weights if _find(f) is None]
     return [f[3:] if f.startswith("hf:") else Path(f).name for f in lacks]
 
 
-def _names(metrics, hr) -> list[str]:
+def check_metrics(metrics, hr) -> list[str]:
     if isinstance(metrics, str):
         raise TypeError(f"metrics came as the text {metrics!r}; pass a list such as [{metrics!r}]")
     names = [m for m in METRICS if hr is not None or not METRICS[m].reference] if metrics is None else list(metrics)
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"metric {name!r} is unknown{_hint(name, METRICS)}; allowed: {', '.join(METRICS)}")
+            raise ValueError(f"metric {name!r} is unknown{hint(name, METRICS)}; allowed: {', '.join(METRICS)}")
         if METRICS[name].reference and hr is None:
             raise ValueError(f"metric {name!r} compares with a reference; pass hr, or leave it out of metrics")
     if not names or len(set(names)) < len(names):
@@ -101,7 +107,7 @@ def _names(metrics, hr) -> list[str]:
     return names
 
 
-def _absent(name: str) -> str | None:
+def absent(name: str) -> str | None:
     """The text "not run: needs ..." of a metric whose weights are neither here nor to be fetched, else None."""
     lacks = missing(name)
     if lacks and (os.environ.get("IFCSR_DOWNLOAD") != "1" or os.environ.get("HF_HUB_OFFLINE") == "1"):
@@ -109,10 +115,10 @@ def _absent(name: str) -> str | None:
     return None
 
 
-def _create(name: str, device):
+def create(name: str, device):
     """The pyiqa metric, or the text "not run: ..."."""
     lacks, metric = missing(name), METRICS[name]
-    if text := _absent(name):
+    if text := absent(name):
         return text
     timeout = socket.getdefaulttimeout()
     try:
@@ -127,10 +133,12 @@ def _create(name: str, device):
 
 @functools.lru_cache(maxsize=16)
 def _metric(name: str, device: str, path: Path | None):
-    import pyiqa
-
+    if name == "lpips-lite":
+        return LiteDistance().to(device)
     if (name, device) == ("ssim", "cpu"):
         return _ssim
+    import pyiqa
+
     for file in METRICS[name].weights if path is None else ():  # pyiqa looks into the torch hub only
         found, place = _find(file), Path(torch.hub.get_dir(), file)
         if found and not file.startswith("hf:") and not place.is_file():
@@ -146,6 +154,8 @@ def _ssim(x: Tensor, y: Tensor) -> float:
     x, y: (1, 3, H, W) in [0, 1], sides of 11 or more. pyiqa convolves in float64 with all 121 taps at once, for which
     torch has no fast kernel on a CPU; two passes of 11 taps are the same window.
     """
+    # not skimage.metrics.structural_similarity: it leaves negative terms negative, which puts it up to 0.0055 below the
+    # scores that OSEDiff published (this function: within 1e-4) and would move every table
     from pyiqa.matlab_utils import fspecial
     from pyiqa.utils.color_util import to_y_channel
     from scipy.ndimage import correlate1d
@@ -168,7 +178,7 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]
 
 
-def _items(x, what: str) -> list:
+def each_image(x, what: str) -> list:
     """A batch, a list or a folder as a list of single images or paths, not yet read."""
     if isinstance(x, (str, Path)):
         return list_images(x)
@@ -180,7 +190,7 @@ def _items(x, what: str) -> list:
     return list(x)
 
 
-def _load(item, what: str) -> Tensor:
+def read_single(item, what: str) -> Tensor:
     x = read_image(item).rgb if isinstance(item, (str, Path)) else item
     x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
     check_images(x, what)
@@ -189,10 +199,10 @@ def _load(item, what: str) -> Tensor:
     return x
 
 
-def _rounded(item, what: str) -> Tensor:
+def rounded(item, what: str) -> Tensor:
     """An image (1, 3, H, W) as 8 bit holds it."""
     # DECISION D18: metrics see 8-bit images, rounded (the peers truncate, which darkens by half a level)
-    return (_load(item, what).clamp(0, 1) * 255).round() / 255
+    return (read_single(item, what).clamp(0, 1) * 255).round() / 255
 
 
 def _check_pairs(xs: list, ys: list | None, names: list) -> None:
@@ -201,23 +211,24 @@ def _check_pairs(xs: list, ys: list | None, names: list) -> None:
         raise ValueError(f"{len(xs)} images came with {len(names)} names and {'no' if ys is None else len(ys)} "
                          "references (hr); pass at least one image and as many of each")  # fmt: skip
     for x, y, name in zip(xs, ys or [None] * len(xs), names, strict=True):
-        x, y = _load(x, f"image {name}").shape, None if y is None else _load(y, f"hr of image {name}").shape
+        x, y = read_single(x, f"image {name}").shape, None if y is None else read_single(y, f"hr of image {name}").shape
         if y is not None and x != y:
             raise ValueError(f"image {name} is {tuple(x)} and its hr {tuple(y)}; allowed: the same size")
 
 
 def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
-    """Score images: a row an image (index "image"), a column a metric; df.attrs["lower_better"] is {metric: bool}.
+    """Score images: one row per image (index "image"), one column per metric; df.attrs["lower_better"] is {metric: bool}.
 
     sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one at a
         time; or a folder. Two folders are matched by full file name, else by a stem that is unique
         (images.partners); hr may hold more.
     metrics: names of METRICS; None takes all, or without hr all that need none.
-    names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1. device: CUDA if there is one.
-    FID is one number of the whole set, repeated in each row. Where a metric could not run stands "not run: <reason>".
+    names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1. device: CUDA
+        if there is one.
+    FID is one number of the whole set, repeated in each row. A metric that could not run reads "not run: <reason>".
     Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
     """
-    metrics, xs, ys = _names(metrics, hr), _items(sr, "sr"), None if hr is None else _items(hr, "hr")
+    metrics, xs, ys = check_metrics(metrics, hr), each_image(sr, "sr"), None if hr is None else each_image(hr, "hr")
     if isinstance(sr, (str, Path)) and isinstance(hr, (str, Path)):
         found = partners(xs, ys)
         if lacking := [p.name for p in xs if p not in found]:
@@ -228,26 +239,26 @@ def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
         names = [i if isinstance(x, Tensor) else next(stems) for i, x in enumerate(xs)]
     names = list(names)
     _check_pairs(xs, ys, names)
-    return _score(xs, ys, {m: _create(m, device) for m in metrics}, names)
+    return _score(xs, ys, {m: create(m, device) for m in metrics}, names)
 
 
 def _score(xs: Iterable, ys: list | None, makers: dict, names: list) -> pd.DataFrame:
     rows = []
     with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder, torch.no_grad():
         for i, (x, y) in enumerate(zip(xs, ys or [None] * len(names), strict=True)):
-            x, y = (None if v is None else _rounded(v, "image") for v in (x, y))
-            rows.append([_one(METRICS[m], maker, x, y) for m, maker in makers.items()])
+            x, y = (None if v is None else rounded(v, "image") for v in (x, y))
+            rows.append([score_one(METRICS[m], maker, x, y) for m, maker in makers.items()])
             if not isinstance(makers.get("fid", ""), str):
                 for side, image in (("sr", x), ("hr", y)):
                     write_image(image, Path(folder, side, f"{i:06d}.png"))
         df = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=list(makers))
         if not isinstance(makers.get("fid", ""), str):
-            df["fid"] = _fid(makers["fid"], Path(folder), len(df))
+            df["fid"] = score_fid(makers["fid"], Path(folder), len(df))
     df.attrs["lower_better"] = {m: METRICS[m].lower_better for m in makers}
     return df
 
 
-def _one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
+def score_one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
     if isinstance(maker, str) or metric.name == "fid":
         return maker if isinstance(maker, str) else math.nan
     if min(x.shape[2:]) < metric.smallest:
@@ -259,7 +270,7 @@ def _one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
     return value if math.isfinite(value) else "not run: undefined on this image"
 
 
-def _fid(maker, folder: Path, n: int) -> float | str:
+def score_fid(maker, folder: Path, n: int) -> float | str:
     if n < 2:
         return "not run: FID needs 2 images or more"
     try:
@@ -269,7 +280,7 @@ def _fid(maker, folder: Path, n: int) -> float | str:
 
 
 def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
-    """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (a row a gamma).
+    """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (one row per gamma).
 
     A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores are NaN.
     """
@@ -282,7 +293,7 @@ def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
                       f"not run: {len(t)} of {len(df)} images" for m, t in lacks.items()})  # fmt: skip
 
 
-def _check_gammas(gammas) -> list[float]:
+def check_gammas(gammas) -> list[float]:
     values = list(gammas) if isinstance(gammas, Iterable) and not isinstance(gammas, str) else [gammas]
     for g in values:
         if isinstance(g, bool) or not isinstance(g, numbers.Real) or not 0 <= g <= 1:
@@ -294,9 +305,9 @@ def _check_gammas(gammas) -> list[float]:
 
 def _parts(ends, hr, names) -> tuple[list, list | None, list]:
     """Endpoints as a list of objects, references as a list of items, names; checked to fit."""
-    parts, ys = list(ends) if isinstance(ends, (list, tuple)) else [ends], None if hr is None else _items(hr, "hr")
+    parts, ys = list(ends) if isinstance(ends, (list, tuple)) else [ends], None if hr is None else each_image(hr, "hr")
     for side in ("x_fid", "x_real"):
-        xs = [x for part in parts for x in _items(getattr(part, side), side)]
+        xs = [x for part in parts for x in each_image(getattr(part, side), side)]
         names = list(names or range(len(xs)))
         _check_pairs(xs, ys, names)
     return parts, ys, names
@@ -304,14 +315,14 @@ def _parts(ends, hr, names) -> tuple[list, list | None, list]:
 
 def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None,
           progress=False) -> pd.DataFrame:  # fmt: skip
-    """The paper's gamma table: a row a gamma (index), a column a metric, means over the images. Calls no model.
+    """The paper's gamma table: one row per gamma (index), one column per metric, means over the images. Calls no model.
 
     ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such, blended one at a
         time: single images keep memory small and may differ in size. hr, metrics, names, device: as in `score`.
     gammas: numbers in [0, 1]. per_image: the long table instead, index (gamma, image). progress: show a bar.
     """
-    gammas, metrics, (parts, ys, names) = _check_gammas(gammas), _names(metrics, hr), _parts(ends, hr, names)
-    makers = {m: _create(m, device) for m in metrics}
+    gammas, metrics, (parts, ys, names) = check_gammas(gammas), check_metrics(metrics, hr), _parts(ends, hr, names)
+    makers = {m: create(m, device) for m in metrics}
     tables = {g: _score((x for part in parts for x in part.blend(g).split(1)), ys, makers, names)
               for g in tqdm(gammas, desc="gamma", disable=not progress)}  # fmt: skip
     table = pd.concat(tables, names=["gamma"])
@@ -319,25 +330,25 @@ def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=Non
     return table if per_image else summary(table)
 
 
-def _luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
+def luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
     """(3, N) float64: E_f, E_r and C = mean(e_f e_r) of each image, e the error in Y; and the names."""
     parts, ys, names = _parts(ends, hr, names)
     pairs = [(f, r) for part in parts for f, r in zip(part.x_fid.split(1), part.x_real.split(1), strict=True)]
     rows = []
     for (f, r), y in zip(pairs, ys, strict=True):
-        y, luma = _load(y, "hr").to(f.device).double(), torch.tensor(LUMA, dtype=torch.float64, device=f.device)
+        y, luma = read_single(y, "hr").to(f.device).double(), torch.tensor(LUMA, dtype=torch.float64, device=f.device)
         e_f, e_r = (torch.einsum("c,nchw->nhw", luma, x.detach().double() - y) for x in (f, r))
         rows.append([v.mean().item() for v in (e_f * e_f, e_r * e_r, e_f * e_r)])
     return np.array(rows).T, names
 
 
 def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataFrame:
-    """PSNR (dB, Y) on gamma from three numbers an image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
+    """PSNR (dB, Y) on gamma from three numbers per image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
 
     Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding before a
-    measured PSNR adds about 4e-7 to the MSE: .002 dB lower at 30 dB, .02 dB at 40 dB.
+    measured PSNR adds about 4e-7 to the MSE: 0.002 dB lower at 30 dB, 0.02 dB at 40 dB.
     """
-    gammas, ((e_f, e_r, c), names) = _check_gammas(gammas), _luma_errors(ends, hr, names)
+    gammas, ((e_f, e_r, c), names) = check_gammas(gammas), luma_errors(ends, hr, names)
     mse = np.array([(1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c for g in gammas])
     index = pd.MultiIndex.from_product([gammas, names], names=["gamma", "image"])
     table = pd.DataFrame({"psnr": -10 * np.log10(mse.ravel() + EPS)}, index=index)
@@ -350,7 +361,7 @@ def best_gamma(ends, hr) -> Tensor:
 
     It fits ends.blend(). 0 where the endpoints have the same luma, so that every gamma scores alike.
     """
-    e_f, e_r, c = _luma_errors(ends, hr)[0]
+    e_f, e_r, c = luma_errors(ends, hr)[0]
     width = e_f + e_r - 2 * c  # mean((e_f - e_r)^2)
     best = np.divide(e_f - c, width, out=np.zeros_like(width), where=width > 1e-15)
     return torch.tensor(best, dtype=torch.float32).clamp(0, 1)
@@ -365,5 +376,5 @@ def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
     table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
     known = sorted(table["benchmark"].unique())
     if benchmark is not None and benchmark not in known:
-        raise ValueError(f"benchmark {benchmark!r} is unknown{_hint(benchmark, known)}; allowed: {', '.join(known)}")
+        raise ValueError(f"benchmark {benchmark!r} is unknown{hint(benchmark, known)}; allowed: {', '.join(known)}")
     return table if benchmark is None else table[table["benchmark"] == benchmark].reset_index(drop=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..control import Endpoints
-from ..evaluate.metrics import EPS, _luma_errors
+from ..evaluate.metrics import EPS, luma_errors
 
 
 def fraction(value, name: str) -> float:
@@ -32,10 +32,10 @@ def measured(part: Endpoints, hr: Tensor | None, low: Tensor | None) -> dict:
     """
     errors = consistency = None
     if hr is not None:
-        errors = _luma_errors(part, [hr])[0][:, 0].tolist()
+        errors = luma_errors(part, [hr])[0][:, 0].tolist()
     if low is not None and min(low.shape[-2:]) >= 16:
         small = SimpleNamespace(x_fid=F.avg_pool2d(part.x_fid, 4), x_real=F.avg_pool2d(part.x_real, 4))
-        consistency = _luma_errors(small, [low])[0][:, 0].tolist()
+        consistency = luma_errors(small, [low])[0][:, 0].tolist()
     difference = 255 * (part.x_real - part.x_fid).abs().mean().item()
     return {"difference": difference, "errors": errors, "consistency": consistency}
 

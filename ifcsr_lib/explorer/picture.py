@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..control import Endpoints
-from ..evaluate.metrics import _items, _load
+from ..evaluate.metrics import each_image, read_single
 from ..files import portable
 from ..files.images import decode_image, encode_png, to_uint8, upsample
 from .numbers import measured
@@ -133,15 +133,15 @@ def fitting(x, ends: list[Endpoints], name: str, divisor: int) -> list[Tensor | 
     """One CPU image of x, or None, for each of ends, of their size divided by `divisor`."""
     if x is None:
         return [None] * len(ends)
-    items = [_load(item, name).detach().cpu() for item in _items(x, name)]
-    if len(items) != len(ends):
-        raise ValueError(f"{name} has {len(items)} images and ends {len(ends)}; pass one each")
-    for i, (item, one) in enumerate(zip(items, ends, strict=True)):
+    pictures = [read_single(item, name).detach().cpu() for item in each_image(x, name)]
+    if len(pictures) != len(ends):
+        raise ValueError(f"{name} has {len(pictures)} images and ends {len(ends)}; pass one each")
+    for i, (item, one) in enumerate(zip(pictures, ends, strict=True)):
         want = (1, 3, *(s // divisor for s in one.x_fid.shape[-2:]))
         if tuple(item.shape) != want:
             size = "its endpoints' size" + (f" / {divisor}" if divisor > 1 else "")
             raise ValueError(f"{name} of image {i} is {tuple(item.shape)}; allowed: {want}, {size}")
-    return items
+    return pictures
 
 
 def thumb_size(h: int, w: int, side: int = 96) -> tuple[int, int]:

@@ -224,7 +224,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _on_open(self, content, data) -> None:
         name = str(content["name"])
-        self.add(portable.load(data, name), name.removesuffix(".zip").removesuffix(".ifcsr"))
+        self.add(Endpoints.load(data, name), name.removesuffix(".zip").removesuffix(".ifcsr"))
         self.send({"kind": "note", "text": f"opened: {name}"})
 
     def _send_map(self, i: int, view: str | None = None) -> None:

@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..control import Endpoints
-from .images import decode_image, encode_png
+from .images import check_images, decode_image, encode_png
 from .results import atomic
 
 FORMAT = "ifcsr endpoints 1"
@@ -42,8 +42,11 @@ def describe(model) -> dict[str, str]:
     return {"model": f"{backbone}, profile {model.cfg.profile}, config {model.cfg.hash}", "hash": digest.hexdigest()[:16]}
 
 
-def save(ends: Endpoints, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
-    """See Endpoints.save."""
+def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
+    """Write a batch of endpoints, as Endpoints.save does.
+
+    images: {"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1]}, x_L may be None. model: see `describe`.
+    """
     path = Path(path)
     if not path.name.endswith(SUFFIX):
         raise ValueError(f"{path}: allowed: a name that ends in {SUFFIX}")
@@ -51,17 +54,16 @@ def save(ends: Endpoints, path: str | Path, model=None, gamma: float = 0.5, bits
         raise ValueError(f"bits={bits!r}; allowed: 8 or 16")
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma={gamma!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
-    made = describe(model if model is not None else ends.made_by)
+    made, count = describe(model), len(images["x_fid"])
     card = {"format": FORMAT, **made, "gamma": float(gamma), "bits": bits, "images": []}
     with atomic(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as file:
-        for i in range(len(ends)):
+        for i in range(count):
             parts = {}
             for part in PARTS:
-                x = getattr(ends[i], part)
-                if x is None:
+                if images[part] is None:
                     continue
-                name = f"{part}.png" if len(ends) == 1 else f"{part}_{i}.png"
-                data = encode_png(x, bits)
+                name = f"{part}.png" if count == 1 else f"{part}_{i}.png"
+                data = encode_png(images[part][i : i + 1], bits)
                 file.writestr(zipfile.ZipInfo(name), data)  # a fixed date: the same pair gives the same bytes
                 parts[part] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
             card["images"].append(parts)
@@ -69,8 +71,11 @@ def save(ends: Endpoints, path: str | Path, model=None, gamma: float = 0.5, bits
     return path
 
 
-def load(path: str | Path | bytes, name: str | None = None) -> Endpoints:
-    """See Endpoints.load; path may also be the file's bytes, with its name for the errors."""
+def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, Tensor | None], dict]:
+    """({"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1], x_L may be None}, {"model", "hash", "gamma", "bits"}).
+
+    path: the file, or its bytes with its name for the errors. Errors: see Endpoints.load.
+    """
     name = name or (str(path) if not isinstance(path, bytes) else "the file")
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise FileNotFoundError(f"{name} does not exist; pass a file written by ends.save")
@@ -82,7 +87,7 @@ def load(path: str | Path | bytes, name: str | None = None) -> Endpoints:
         raise ValueError(f"{name} is not a whole {SUFFIX} ({text}); write it again with ends.save") from error
 
 
-def _read(file: zipfile.ZipFile) -> Endpoints:
+def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
     names = set(file.namelist())
     if "ifcsr.json" not in names:
         raise ValueError("no ifcsr.json in it, so it is no endpoint pair")
@@ -106,5 +111,9 @@ def _read(file: zipfile.ZipFile) -> Endpoints:
     if not card["images"] or (stacks["x_L"] and len(stacks["x_L"]) < len(card["images"])):
         raise ValueError("no image in it" if not card["images"] else "x_L is there for some images only")
     made = {key: card[key] for key in ("model", "hash", "gamma", "bits")}
-    x_fid, x_real = (torch.cat(stacks[part]) for part in PARTS[:2])
-    return Endpoints(x_fid, x_real, torch.cat(stacks["x_L"]) if stacks["x_L"] else None, made)
+    images = {part: torch.cat(stacks[part]) if stacks[part] else None for part in PARTS}
+    for part in PARTS[:2]:
+        check_images(images[part], part)
+    if images["x_fid"].shape != images["x_real"].shape:
+        raise ValueError(f"endpoints differ in shape: {tuple(images['x_fid'].shape)} and {tuple(images['x_real'].shape)}")
+    return images, made

@@ -1,4 +1,4 @@
-"""Tables, figures and JSON, each written whole or not at all, each with a provenance record beside it."""
+"""Tables, figures and JSON: each file is complete or not there, with a provenance record beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
-from ..config import ROOT, Config
+from ..config import DEPENDS, ROOT, Config, depends, hash_of
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas",
              "pillow", "matplotlib", "pyiqa")  # fmt: skip
-os.umask(_UMASK := os.umask(0o022))  # there is no way to read it but to set it
+_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def atomic(path: str | Path):
         yield tmp
         with open(tmp, "r+b") as file:
             os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
-        tmp.chmod(0o666 & ~_UMASK)  # safetensors makes files that only their owner may read
+        tmp.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         os.replace(tmp, path)
     except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):
@@ -46,6 +47,17 @@ def atomic(path: str | Path):
         if clearer := _clearer(error, path):
             raise clearer from error
         raise
+
+
+def _umask() -> int:
+    """The process's file mode mask, as it is now."""
+    with contextlib.suppress(OSError):  # Linux tells it
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    with _LOCK:  # elsewhere it can only be read by setting it, for a moment, to the strictest
+        os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def _clearer(error: BaseException, path: Path) -> OSError | None:
@@ -93,7 +105,7 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
         "profile": cfg.profile,
         "seed": cfg.seed,
         "hash": cfg.hash,
-        "config": _config(cfg),
+        "config": recorded(cfg),
         "inputs": hashes,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
@@ -104,7 +116,8 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
     }
 
 
-def _config(cfg: Config) -> dict:
+def recorded(cfg: Config) -> dict:
+    """{field: value} of a Config as records hold it: of an absolute path only the name."""
     return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in cfg.asdict().items()}
 
 
@@ -148,23 +161,55 @@ def read_json(path: str | Path):
 
 
 def sidecar(path: str | Path) -> Path:
-    """Where the provenance of `path` lies: beside a file with the suffix .json, inside a folder as provenance.json."""
+    """Where the provenance of `path` is: beside a file with the suffix .json, inside a folder as provenance.json."""
     path = Path(path)
     return path / "provenance.json" if path.is_dir() else path.with_suffix(".json")
 
 
-def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | None = None) -> Path:
-    """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require` knows it."""
-    own = {"sha256": sha256(path)} if Path(path).is_file() else {}
+def kind_of(path: str | Path) -> str:
+    """The kind of an artefact, a key of config.DEPENDS, by its place below results/<profile>; "result" for the rest."""
+    path = Path(path)
+    if path.parent.name == "adapters" and path.suffix == ".safetensors" and path.stem in DEPENDS:
+        return path.stem
+    return {"pairs": "pairs", "adapters": "model"}.get(path.name, "result")
+
+
+def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | None = None, kind: str | None = None) -> Path:
+    """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require` knows it.
+
+    kind: what it depends on, a key of config.DEPENDS or "result"; None takes `kind_of(path)`.
+    """
+    own, kind = {"sha256": sha256(path)} if Path(path).is_file() else {}, kind or kind_of(path)
+    own |= {"kind": kind, "depends": hash_of(cfg, kind)}
     return write_json(own | provenance(cfg, inputs, seconds), sidecar(path))
 
 
-def _write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
-    """Write file and sidecar; touch neither when the bytes are the old ones and so is the config they came from."""
+def _differences(record: dict, cfg: Config, kind: str) -> dict[str, tuple] | None:
+    """{field: (in the record, in cfg)} of what an artefact depends on; {} when the record is of this run.
+
+    None when it is of another run and the record does not say in what. Records from before kinds have the whole
+    Config of their time: they are compared field by field, and those that used a switch since removed are refused.
+    """
+    if "depends" in record and record["depends"] == hash_of(cfg, kind):
+        return {}
+    there, here = record.get("config", {}), recorded(cfg)
+    fields = [name for name in depends(kind) if name in there]
+    differ = {name: (there[name], here[name]) for name in fields if there[name] != here[name]}
+    removed = [k for k, v in there.items() if k not in here and v and k not in ("csd_guidance", "csd_prompt")]
+    if "depends" not in record and fields and not differ and not removed:
+        added = [name for name in depends(kind) if name not in there]
+        if all(getattr(cfg, name) == getattr(Config, name) for name in added):
+            return {}
+    return differ or None
+
+
+def write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
+    """Write a result and its sidecar; touch neither when bytes and settings are the old ones."""
     digest = hashlib.sha256(data).hexdigest()
     if path.is_file() and sidecar(path).is_file() and sha256(path) == digest:
         with contextlib.suppress(ValueError):
-            if (read_json(sidecar(path)).items()) >= {"hash": cfg.hash, "sha256": digest}.items():
+            record = read_json(sidecar(path))
+            if record.get("sha256") == digest and _differences(record, cfg, "result") == {}:
                 return path
     with atomic(path) as tmp:
         tmp.write_bytes(data)
@@ -179,7 +224,7 @@ def write_table(df, name: str, cfg: Config, inputs=(), seconds: float | None = N
     """
     df = df.reset_index() if any(level is not None for level in df.index.names) else df
     text = df.to_csv(index=False, float_format=float_format, lineterminator="\n")
-    return _write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
+    return write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
 
 
 def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None = None, dpi: int = 120) -> Path:
@@ -192,14 +237,14 @@ def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None =
         fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     else:
         fig.save(buffer, "PNG")
-    return _write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
+    return write_bytes(buffer.getvalue(), cfg.results / "figures" / f"{name}.png", cfg, inputs, seconds)
 
 
 def require(path: str | Path, cfg: Config, notebook: str) -> Path:
-    """Return `path` (file or folder) if its sidecar says that this profile, seed and config made it.
+    """Return `path` (file or folder) if its sidecar says that it was made with every setting that it depends on.
 
     notebook: the one that makes it, "04" or a full name. Raises FileNotFoundError when it is missing, ValueError when
-    it belongs to another run or was changed since; both name the notebook to run.
+    it was made with other settings or changed since; both name the notebook to run.
     """
     path = Path(path)
     found = sorted((ROOT / "notebooks").glob(f"{notebook.removesuffix('.ipynb')}*.ipynb"))
@@ -208,11 +253,15 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     for needed in (path, sidecar(path)):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {todo}")
-    record, here = read_json(sidecar(path)), _config(cfg)
-    there = record.get("config", {})
-    if record.get("hash") != cfg.hash:
-        differ = ", ".join(f"{k} {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v)
-        raise ValueError(f"{path} is of another run ({differ or 'its config is unknown, or an older version of the kit made it'}): {todo}")
+    record = read_json(sidecar(path))
+    kind = record.get("kind", kind_of(path))
+    differ = _differences(record, cfg, kind) if kind in (*DEPENDS, "result") else None
+    if differ is None:
+        raise ValueError(f"{path} was made with settings that its {sidecar(path).name} does not tell, or by another "
+                         f"version of this kit: {todo}")  # fmt: skip
+    if differ:
+        there, here = (", ".join(f"{k}={v[i]!r}" for k, v in differ.items()) for i in (0, 1))
+        raise ValueError(f"{path} was made with {there}, this run has {here}: {todo}")
     if path.is_file() and record.get("sha256") not in (None, sha256(path)):
         raise ValueError(f"{path} is not the file that {sidecar(path).name} describes: {todo}")
     return path

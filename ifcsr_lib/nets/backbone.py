@@ -230,7 +230,10 @@ def file_shape(path: Path) -> str:
 
 def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]:
     """A checkpoint in LDM layout, converted by diffusers; configurations from beside the file, else the published ones."""
-    from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+    from diffusers.loaders.single_file_utils import (
+        SingleFileComponentError,
+        create_diffusers_clip_model_from_ldm,
+    )
     from transformers import CLIPTextModel
 
     with tempfile.TemporaryDirectory() as made:

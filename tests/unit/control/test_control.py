@@ -40,7 +40,7 @@ def test_blend_writes_where_it_is_told(gamma):
 
 def test_bad_out():
     a, b = A.clone(), B.clone()
-    for out, what in ((A[:1].clone(), "ends are"), (A.double(), "float64"), (a, "out is an end"), (b, "out is an end")):
+    for out, what in ((A[:1].clone(), "endpoints are"), (A.double(), "float64"), (a, "out is an end"), (b, "out is an end")):
         with pytest.raises(ValueError, match=what):
             blend(a, b, 0.5, out)
     assert torch.equal(a, A) and torch.equal(b, B)

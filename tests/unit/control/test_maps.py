@@ -108,7 +108,7 @@ def test_bands_move_what_they_name():
 @pytest.mark.parametrize(
     "gamma, error, text",
     [([], ValueError, "0 bands"), ([0.5] * 9, ValueError, "allowed: 1 to 6"), ([0.5, 1.2], ValueError, "in each band"),
-     ([0.5, float("nan")], ValueError, "in each band"), ([0.5, "1"], TypeError, "a float a band"), ([True, 0.5], TypeError, "bool")],
+     ([0.5, float("nan")], ValueError, "in each band"), ([0.5, "1"], TypeError, "one float per band"), ([True, 0.5], TypeError, "bool")],
 )  # fmt: skip
 def test_bad_bands(gamma, error, text):
     with pytest.raises(error, match=text):

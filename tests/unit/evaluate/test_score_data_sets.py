@@ -50,8 +50,8 @@ def passes(model):
 @pytest.fixture
 def scored(monkeypatch):
     """The scores computed so far."""
-    out, one = [], evaluate._one
-    monkeypatch.setattr(evaluate, "_one", lambda metric, *rest: (out.append(metric.name), one(metric, *rest))[1])
+    out, one = [], evaluate.score_one
+    monkeypatch.setattr(evaluate, "score_one", lambda metric, *rest: (out.append(metric.name), one(metric, *rest))[1])
     return out
 
 
@@ -128,17 +128,17 @@ def test_an_interrupted_run_goes_on(model, passes, monkeypatch):
 
 
 def test_stopped_between_two_gammas(model, passes, scored, monkeypatch):
-    counted = evaluate._one
+    counted = evaluate.score_one
 
     def stop(*args):
         if len(scored) == 3:
             raise KeyboardInterrupt
         return counted(*args)
 
-    monkeypatch.setattr(evaluate, "_one", stop)
+    monkeypatch.setattr(evaluate, "score_one", stop)
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(model, "realsr", GAMMAS, METRICS, limit=1)  # in the second metric of the second gamma
-    monkeypatch.setattr(evaluate, "_one", counted)
+    monkeypatch.setattr(evaluate, "score_one", counted)
     benchmark.run(model, "realsr", GAMMAS, METRICS, limit=1)
     assert len(passes) == 1 and len(scored) == 3 + 4  # the first gamma's two were kept
 
@@ -202,9 +202,9 @@ def test_fid_is_one_number_of_the_set_and_kept(model, monkeypatch):
         assert len(a) == len(b) == 5
         return (a.mean(0) - b.mean(0)).square().sum()
 
-    create = evaluate._create
-    monkeypatch.setattr(evaluate, "_create", lambda m, device: distance if m == "fid" else create(m, device))
-    monkeypatch.setattr(evaluate, "_absent", lambda m: None)
+    create = evaluate.create
+    monkeypatch.setattr(evaluate, "create", lambda m, device: distance if m == "fid" else create(m, device))
+    monkeypatch.setattr(evaluate, "absent", lambda m: None)
     table = benchmark.run(model, "realsr", (0, 1), ["psnr", "fid"])
     fid = table["fid"].unstack("image")
     assert fid.nunique(axis=1).eq(1).all() and fid.iloc[:, 0].nunique() == 2 and len(calls) == 2

@@ -158,7 +158,7 @@ def test_missing_and_foreign_artefacts_name_the_notebook(cfg, table):
     with pytest.raises(FileNotFoundError, match=r"gamma.csv is missing: run notebooks/04.* first, with profile='smoke'"):
         results.require(cfg.results / "tables" / "gamma.csv", cfg, "04")
     path = results.write_table(table, "gamma", cfg)
-    with pytest.raises(ValueError, match=r"another run \(seed 0 there and 5 here, k 7.0 there and 3.0 here\): run note"):
+    with pytest.raises(ValueError, match=r"gamma.csv was made with seed=0, k=7.0, this run has seed=5, k=3.0: run note"):
         results.require(path, resolve("smoke", seed=5, overrides={"k": 3.0}), "04")
     path.write_text("gamma\n1\n")
     with pytest.raises(ValueError, match="not the file that gamma.json describes"):
