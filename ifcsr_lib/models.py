@@ -22,6 +22,8 @@ from .data import POCKET
 from .files.images import check_images, upsample
 from .files.results import atomic, recorded, sha256
 from .nets.backbone import load_backbone, locate, read_safetensors, shapes
+from .nets.latents import latent_of, pixels_per_latent
+from .nets.tiling import tiled
 
 ADAPTERS = ("fidelity", "realism")
 SHIPPED = {"pocket": POCKET / "adapters"}
@@ -83,16 +85,11 @@ class IFCSR(nn.Module):
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> scaled latents z.
 
-        With noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, without it the mode. An
-        AutoencoderTiny has no posterior and ignores the noise.
+        With noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, without it the mode. A VAE
+        without a posterior ignores the noise (nets/latents.py).
         """
         # DECISION D9: sampled in training, the mode at inference, one z_L for both ends
-        code = self.vae.encode(2 * x - 1)
-        if isinstance(self.vae, AutoencoderTiny):
-            z = code.latents
-        else:
-            post = code.latent_dist
-            z = post.mode() if noise is None else post.mean + post.std * noise
+        z = latent_of(self.vae.encode(2 * x - 1), noise)
         return z * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
@@ -176,7 +173,7 @@ class IFCSR(nn.Module):
     @property
     def vae_factor(self) -> int:
         """Pixels a latent cell spans on a side: 8 for SD, 4 for pocket."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return pixels_per_latent(self.vae)
 
     @property
     def multiple(self) -> int:
@@ -190,19 +187,19 @@ class IFCSR(nn.Module):
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
         colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.
         Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within 1e-5 (before
-        the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile (`_tiled`), so that memory
+        the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile (nets/tiling.py), so that memory
         stays bounded.
         """
         check_images(lq, "lq")
         fix = self.cfg.replace(colour_fix=colour_fix or self.cfg.colour_fix).colour_fix
-        tiled = 0 < self.cfg.tile**2 < lq.shape[-2] * lq.shape[-1] * self.cfg.scale**2
+        large = 0 < self.cfg.tile**2 < lq.shape[-2] * lq.shape[-1] * self.cfg.scale**2
         # a tiled image stays where lq is, and only its tiles travel to the networks
-        x_L = upsample(lq if tiled else lq.to(self.prompt.device), self.cfg.scale)
+        x_L = upsample(lq if large else lq.to(self.prompt.device), self.cfg.scale)
         h, w = x_L.shape[-2:]
         # DECISION D17: reflect cfg.border pixels on every side, then to the next multiple; crop after decoding
         b, m = self.cfg.border, self.multiple
         padded = F.pad(x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")
-        both = self._tiled(padded) if tiled else self.restore_both(padded)
+        both = self._tiled(padded) if large else self.restore_both(padded)
         del padded
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
         x_fid, x_real = (x[..., b : b + h, b : b + w].float().clamp(0, 1).contiguous().to(lq.device) for x in both)
@@ -210,28 +207,11 @@ class IFCSR(nn.Module):
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if fix == "adain" else ends
 
-    def _tiled(self, x_L: Tensor) -> tuple[Tensor, Tensor]:
-        """`restore_both` of x_L (N, 3, H, W), sides multiples of `multiple`, by overlapping tiles; on x_L's device.
+    def _tiled(self, x_L: Tensor) -> tuple[Tensor, ...]:
+        def both(x):
+            return self.restore_both(x.to(self.prompt.device))
 
-        Each tile goes through encoder, UNet and decoder, image by image, and is added with a weight from `_windows`.
-        Equal to `restore_both` where no layer looks further than a quarter of cfg.tile_overlap; attention and group
-        norms do, and there the overlap joins two slightly different answers smoothly.
-        """
-        if self.cfg.tile % self.multiple or self.cfg.tile_overlap % self.multiple:
-            raise ValueError(
-                f"tile={self.cfg.tile}, tile_overlap={self.cfg.tile_overlap}; this backbone wants multiples of "
-                f"{self.multiple}"
-            )
-        rows, columns = (_windows(side, self.cfg.tile, self.cfg.tile_overlap) for side in x_L.shape[-2:])
-        both = torch.zeros_like(x_L), torch.zeros_like(x_L)
-        for n in range(len(x_L)):
-            for top, u in rows:
-                for left, v in columns:
-                    place = (slice(n, n + 1), slice(None), slice(top, top + len(u)), slice(left, left + len(v)))
-                    weight = (u[:, None] * v).to(x_L)
-                    for whole, part in zip(both, self.restore_both(x_L[place].to(self.prompt.device)), strict=True):
-                        whole[place].addcmul_(part.to(x_L), weight)
-        return both
+        return tiled(both, x_L, self.cfg.tile, self.cfg.tile_overlap, self.multiple, images=2)
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
         """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""
@@ -290,29 +270,6 @@ class IFCSR(nn.Module):
         with atomic(folder / "ifcsr.json") as tmp:
             Path(tmp).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
         return folder
-
-
-def _windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
-    """(start, weights (min(tile, side),)) of the tiles along one axis; at each pixel the weights sum to 1.
-
-    Where a tile meets a neighbour, its outermost overlap / 4 pixels, which the cut may have changed, weigh nothing; a
-    raised cosine follows over overlap / 2. At the image's own border the weight is 1.
-    """
-    if side <= tile:
-        return [(0, torch.ones(side))]
-    starts = [*range(0, side - tile, tile - overlap), side - tile]
-    ramp = ((torch.arange(overlap) + 0.5 - overlap / 4) / (overlap / 2)).clamp(0, 1)
-    ramp = torch.sin(ramp * torch.pi / 2) ** 2
-    weights, total = [], torch.zeros(side)
-    for i, start in enumerate(starts):
-        w = torch.ones(tile)
-        if i > 0:
-            w[:overlap] = ramp
-        if i < len(starts) - 1:
-            w[tile - overlap :] *= ramp.flip(0)
-        weights.append(w)
-        total[start : start + tile] += w  # above 1 where the last tile, moved inwards, meets more than `overlap`
-    return [(start, w / total[start : start + tile]) for start, w in zip(starts, weights, strict=True)]
 
 
 def new(cfg: Config) -> IFCSR:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from diffusers import AutoencoderTiny
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, default_collate
 
@@ -32,6 +31,7 @@ from .data import low_quality, normal, training_crops, uniform
 from .files.results import atomic, provenance, recorded, require, sha256, write_sidecar
 from .loss import FeatureDistance, depth_weights, feature_distance, specialised_loss
 from .models import ADAPTERS, IFCSR, new
+from .nets.latents import has_posterior
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
@@ -372,7 +372,7 @@ class _Stage:
             x_L = batch["x_L"] if "x_L" in batch else low_quality(x_H, self.cfg, batch["index"])[1]
         factor = self.model.vae_factor
         shape = (self.model.unet.config.in_channels, x_H.shape[-2] // factor, x_H.shape[-1] // factor)
-        if isinstance(self.model.vae, AutoencoderTiny):  # has no posterior, so `encode` ignores it
+        if not has_posterior(self.model.vae):  # `encode` ignores the noise
             return x_H, x_L, x_H.new_zeros(len(x_H), *shape)
         return x_H, x_L, normal(self.cfg.seed, batch["index"], shape).to(x_H)
 

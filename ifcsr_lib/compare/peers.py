@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from ..files.images import check_images, upsample
 from ..files.results import sha256
 from ..models import IFCSR
 from ..nets.backbone import load_backbone
+from ..nets.schedule import noise_schedule
 
 PARTS = ("encoder", "decoder", "others")
 
@@ -89,7 +89,7 @@ class OSEDiff(Peer):
     def __init__(self, *parts):
         super().__init__(*parts)
         # SD's schedule; the formula itself, since DDPMScheduler.step fails at t = 999 after set_timesteps(1)
-        schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        schedule = noise_schedule()
         kept = schedule.alphas_cumprod[self.timestep].item()
         self.alpha, self.sigma = kept**0.5, (1 - kept) ** 0.5
 

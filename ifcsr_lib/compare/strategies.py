@@ -19,7 +19,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, DDPMScheduler
 from torch import Tensor, nn
 
 from ..control import adain
@@ -27,6 +26,8 @@ from ..data import normal, uniform
 from ..files.images import check_images, upsample
 from ..files.results import sha256
 from ..models import ADAPTERS, IFCSR
+from ..nets.latents import has_posterior
+from ..nets.schedule import noise_schedule
 from ..trainer import _Stage, run_folder, train
 
 GROUPS = (249, 499, 749)  # RCOD's timesteps, from the mildest degradation to the worst
@@ -197,7 +198,7 @@ class TrainOSEDiff(_Objective):
 
     def __init__(self, model, distance):
         super().__init__(model, distance)
-        self.schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.schedule = noise_schedule()
 
     def loss(self, batch):
         x_H, z = self.latents(batch)
@@ -506,7 +507,7 @@ def group(cosine: Tensor, edges: tuple[float, float] = COSINES) -> Tensor:
 def cosine_edges(model: IFCSR, samples, count: int = 48) -> tuple[float, float]:
     """The edges between RCOD's groups: its own in SD's latents, else the terciles of the first `count` samples."""
     # DECISION D44: pocket latents of x_L and x_H have cosines of .9 to 1, so RCOD's .7 and .5 would leave one group
-    if not isinstance(model.vae, AutoencoderTiny):
+    if has_posterior(model.vae):
         return COSINES
     from ..data import low_quality
 

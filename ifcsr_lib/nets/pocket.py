@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from ..config import Config
 from ..data import low_quality, normal, uniform
 from ..files.results import atomic, read_json, write_json
 from ..loss import FeatureDistance, PocketFeatures, _unit
+from .schedule import noise_schedule
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
 
@@ -49,11 +50,6 @@ def new_unet(latent_channels: int = 16, widths: tuple[int, int, int] = (64, 128,
         norm_num_groups=16,
         use_linear_projection=True,
     )
-
-
-def noise_schedule() -> DDPMScheduler:
-    """SD's: 1000 steps, scaled-linear beta from .00085 to .012, noise prediction."""
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
 class Autoencode:

@@ -8,6 +8,7 @@ from torch import nn
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models
 from ifcsr_lib.config import resolve
+from ifcsr_lib.nets import tiling
 
 
 def _without_norms(module: nn.Module) -> nn.Module:
@@ -124,7 +125,7 @@ def test_small_images_take_the_old_path_bit_for_bit(local):
                                                  (700, 128, 64), (130, 128, 64), (800, 256, 0)])  # fmt: skip
 def test_weights_sum_to_one(side, tile, overlap):
     total = torch.zeros(side)
-    windows = models._windows(side, tile, overlap)
+    windows = tiling.windows(side, tile, overlap)
     for i, (start, w) in enumerate(windows):
         assert len(w) == min(side, tile) and 0 <= start <= side - len(w)
         total[start : start + len(w)] += w
@@ -146,7 +147,7 @@ def test_no_seam_with_the_pocket_weights():
     ends, untiled = model.endpoints(lq), whole(model, lq)
     b = model.cfg.border
     joins = torch.zeros(512, dtype=torch.bool)
-    for start, w in models._windows(512 + 2 * b, 256, 128):
+    for start, w in tiling.windows(512 + 2 * b, 256, 128):
         mixed = torch.nonzero((w > 0) & (w < 1)).flatten() + start - b
         joins[mixed[(mixed >= 0) & (mixed < 512)]] = True
     assert 0.2 < joins.float().mean() < 0.8
