@@ -1,0 +1,245 @@
+"""Train the next pocket backbone: one step of its UNet makes the teacher's picture, its decoder gives photographs back.
+
+    python tools/pocket/train_backbone.py --tiles FOLDER --out FOLDER --steps 20000 [--features 1 --vgg FILE.npz]
+
+The same command continues a stopped run, on a CPU or a GPU. Writes last.pt (the run), history.json, and at the end unet/,
+vae/ and empty_prompt.safetensors in the layout of data/pocket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ifcsr_lib import config, data, images, loss, pocket, results, trainer
+
+LATENTS = 48  # per cell of 4 x 4 pixels in three colours: as many numbers as the cell has
+SCALE = 2.0  # of the latents; they are pixels on [-1, 1], whose standard deviation is about 0.5
+WIDTHS = (64, 96, 128)
+
+
+def new_autoencoder(width: int = 24) -> AutoencoderDC:
+    """(N, 3, H, W) on [-1, 1] <-> (N, 48, H/4, W/4). Untrained it is a rearrangement of pixels and nearly its inverse.
+
+    The encoder starts as two pixel-unshuffles and stays so. The decoder starts as their inverse; the norm before its last
+    convolution divides every pixel's channels by their length, so half of the channels hold a large constant, which keeps
+    that length within 0.5 % of the same value everywhere. The other layers start as identities and can learn.
+    width: channels of the decoder at half size, a multiple of 12 from 24 up.
+    """
+    if width % 12 or width < 24:
+        raise ValueError(f"width={width}; allowed: multiples of 12 from 24 up")
+    vae = AutoencoderDC(
+        latent_channels=LATENTS,
+        encoder_block_out_channels=(12, 12, LATENTS),
+        decoder_block_out_channels=(width, width, LATENTS),
+        encoder_layers_per_block=(0, 1, 1),
+        decoder_layers_per_block=(0, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=SCALE,
+    )
+    enc, dec = vae.encoder, vae.decoder
+    up, constant = dec.up_blocks[1][0].conv, 6.0
+    length = math.sqrt((width - 12) * constant**2 / width)
+    with torch.no_grad():
+        for block in (m for m in vae.modules() if type(m).__name__ == "ResBlock"):
+            block.norm.weight.zero_()
+            block.norm.bias.zero_()
+        for conv in (
+            enc.conv_in.conv,
+            enc.down_blocks[1][-1].conv,
+            enc.conv_out,
+            dec.conv_in,
+            up,
+            dec.conv_out.conv,
+        ):
+            conv.weight.zero_()
+            conv.bias.zero_()
+        enc.conv_in.conv.weight[:, :, 1, 1] = torch.eye(3)
+        up.weight[:LATENTS, :, 1, 1] = torch.eye(LATENTS)
+        up.weight[:, :, 1, 1] -= torch.eye(LATENTS).repeat_interleave(
+            4 * width // LATENTS, 0
+        )  # its shortcut's part
+        up.bias[LATENTS:] = constant
+        dec.norm_out.weight.fill_(1.0)
+        dec.norm_out.bias.fill_(0.5)  # a ReLU follows
+        dec.conv_out.conv.weight[torch.arange(12), torch.arange(12), 1, 1] = length
+        dec.conv_out.conv.bias.fill_(-0.5 * length)
+    return vae
+
+
+def new_unet(widths: tuple[int, int, int] = WIDTHS) -> UNet2DConditionModel:
+    """SD-shaped, three levels, cross-attention at the deepest. Its first step changes nothing: conv_out starts at zero."""
+    unet = pocket.new_unet(LATENTS, widths)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+class Tiles(Dataset):
+    """Crops of teacher_tiles.py's tiles: {"x_H", "x_L", "x_T": (3, patch, patch) in [0, 1], "index", "name"}.
+
+    Crop i depends on (seed, i) and the first `count` tiles alone; flipped and turned at random.
+    """
+
+    def __init__(self, folder: Path, patch: int, seed: int, count: int):
+        self.patch, self.seed, self.tiles = patch, seed, []
+        for file in sorted(Path(folder).glob("tiles-*.npz")):
+            if len(self.tiles) < count:
+                arrays = np.load(file)
+                self.tiles += list(zip(arrays["x_H"], arrays["lq"], arrays["x_T"], strict=True))
+        if len(self.tiles) < count:
+            raise ValueError(
+                f"{folder} has {len(self.tiles)} tiles, {count} are wanted; run tools/pocket/teacher_tiles.py"
+            )
+        self.tiles = self.tiles[:count]
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, i: int) -> dict:
+        rng = np.random.default_rng([self.seed, i])
+        n = int(rng.integers(len(self.tiles)))
+        x_H, lq, x_T = self.tiles[n]
+        side = self.patch // 4
+        top, left = (int(s) for s in rng.integers(lq.shape[-1] - side + 1, size=2))
+        # the bicubic filter is four wide: two more pixels of context, where the tile has them
+        a, b = max(top - 2, 0), max(left - 2, 0)
+        piece = torch.from_numpy(lq[:, a : top + side + 2, b : left + side + 2].copy())[None].float() / 255
+        x_L = images.upsample(piece, 4)[0, :, 4 * (top - a) :, 4 * (left - b) :][
+            :, : self.patch, : self.patch
+        ]
+        here = (slice(None), slice(4 * top, 4 * (top + side)), slice(4 * left, 4 * (left + side)))
+        x_H, x_T = (torch.from_numpy(x[here].copy()).float() / 255 for x in (x_H, x_T))
+        x = torch.rot90(torch.stack([x_H, x_L, x_T]), int(rng.integers(4)), (2, 3))
+        x = (x.flip(3) if rng.integers(2) else x).contiguous()
+        return {"x_H": x[0], "x_L": x[1], "x_T": x[2], "index": i, "name": f"tile {n}"}
+
+
+class Backbone:
+    """UNet, prompt and decoder learn together, in pixels; the encoder stays the rearrangement that it is.
+
+    loss = 10 L1(x, x_T) + features * D(x, x_T) + 2 L1(decode(z_H + 0.05 n), x_H) + 0.1 MSE(eps, n): x is decode(z_L - eps(z_L,
+    t = 1)) of all samples but the last `noisy`, which predict noise n at t above 1 and go through the autoencoder alone.
+    distance: loss.FeatureDistance of the teacher's picture, or None.
+    """
+
+    name = "backbone"
+
+    def __init__(
+        self, unet, prompt: nn.Parameter, vae, cfg, distance=None, features: float = 0.0, noisy: int = 2
+    ):
+        self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.train(), cfg
+        self.distance, self.features, self.noisy = distance, features, noisy
+        self.schedule = pocket.noise_schedule()
+        vae.encoder.requires_grad_(False)
+
+    def modules(self) -> list[nn.Module]:
+        return [self.unet, self.vae, nn.ParameterList([self.prompt])] + (
+            [self.distance] if self.distance else []
+        )
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        parts = {"unet": self.unet, "decoder": self.vae.decoder}
+        return {f"{part}.{n}": p for part, net in parts.items() for n, p in net.named_parameters()} | {
+            "prompt": self.prompt
+        }
+
+    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+        cfg, index, n = self.cfg, batch["index"], len(batch["x_H"])
+        m = n - self.noisy
+        x_H, x_L, x_T = (
+            batch[name].contiguous(memory_format=torch.channels_last) for name in ("x_H", "x_L", "x_T")
+        )
+        with torch.no_grad():
+            z = self.vae.encode(2 * torch.cat([x_L[:m], x_H[m:]]) - 1).latent * SCALE
+        noise = data.normal(cfg.seed, index[m:], z.shape[1:]).to(z)
+        t = (cfg.timestep + 1 + (999 - cfg.timestep) * data.uniform(cfg.seed, index)).long()
+        t[:m] = cfg.timestep
+        z_in = torch.cat([z[:m], self.schedule.add_noise(z[m:], noise, t[m:])])
+        eps = self.unet(z_in, t.to(z.device), self.prompt.expand(n, -1, -1)).sample
+        decoded = self.vae.decode(torch.cat([z[:m] - eps[:m], z[m:] + 0.05 * noise]) / SCALE).sample
+        x = (decoded + 1) / 2
+        parts = {"pixels": F.l1_loss(x[:m], x_T[:m])}
+        total = 10 * parts["pixels"]
+        if self.noisy:
+            parts |= {"autoencoder": F.l1_loss(x[m:], x_H[m:]), "noise": F.mse_loss(eps[m:], noise)}
+            total = total + 2 * parts["autoencoder"] + 0.1 * parts["noise"]
+        if self.features:
+            parts["features"] = self.distance(x[:m], x_T[:m])[1:].mean()
+            total = total + self.features * parts["features"]
+        return total, {name: value.item() for name, value in parts.items()}
+
+
+def save(folder: Path, unet, prompt: Tensor, vae) -> None:
+    """unet/, vae/ and empty_prompt.safetensors, float16, in diffusers' layout (nets.backbone reads it)."""
+    pocket.save_prior(unet, prompt, folder)
+    vae.half().save_pretrained(folder / "vae")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiles", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--count", type=int, default=2048, help="tiles to learn from")
+    parser.add_argument(
+        "--init", type=Path, help="a folder that an earlier run wrote, to start from its weights"
+    )
+    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=18)
+    parser.add_argument("--noisy", type=int, default=2, help="samples per batch that predict noise")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--features", type=float, default=0.0, help="weight of VGG16's feature distance; wants --vgg"
+    )
+    parser.add_argument(
+        "--vgg", type=Path, help="hed_vgg16_conv1_to_4_bgr_caffe_fp16.npz, see data/README.md"
+    )
+    args = parser.parse_args()
+    overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
+    cfg = config.resolve("pocket", args.seed, overrides)
+    torch.manual_seed(args.seed)
+    unet, prompt, vae, distance = (
+        new_unet(),
+        torch.randn(1, pocket.PROMPT_TOKENS, pocket.PROMPT_WIDTH),
+        new_autoencoder(),
+        None,
+    )
+    if args.init:
+        unet = UNet2DConditionModel.from_pretrained(args.init / "unet").float()
+        vae = AutoencoderDC.from_pretrained(args.init / "vae").float()
+        prompt = load_file(args.init / "empty_prompt.safetensors")["prompt"].float()
+    if args.features:
+        if not args.vgg:
+            parser.error("--features wants --vgg FILE.npz")
+        net = pocket.teacher_features(args.vgg)
+        distance = loss.FeatureDistance(net, [torch.ones(c) for c in (64, 128, 256, 512)])
+    objective = Backbone(unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy)
+    tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
+
+    def tell(row: dict) -> None:
+        if row["step"] % 20 == 0:
+            print(
+                json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}),
+                flush=True,
+            )
+
+    history = trainer.train(objective, tiles, cfg, args.out, args.steps, tell)
+    results.write_json(history, args.out / "history.json")
+    save(args.out, objective.unet, objective.prompt, objective.vae)
+
+
+if __name__ == "__main__":
+    main()
