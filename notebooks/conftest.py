@@ -1,4 +1,4 @@
-"""Under pytest --nbval the notebooks run at smoke scale and write to a temporary folder, never to tracked results."""
+"""Under pytest --nbval the notebooks run at smoke scale and write to a temporary folder, not to results/."""
 
 import os
 import re
@@ -16,10 +16,11 @@ _results = tempfile.TemporaryDirectory(prefix="ifcsr-nbval-")
 
 
 def needs(path: Path) -> set[str]:
-    """The notebooks whose files this one reads, by their `results.require(..., cfg, "01")`, and what those need in turn."""
-    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    """The notebooks that this one's results.require(..., cfg, "01") names, and what those need in turn."""
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     out = set()
-    for number in re.findall(r'require\(.*, "(\d\d)"\)', text):
+    for number in re.findall(r'require\(.*?, "(\d\d)"\s*\)', text, re.DOTALL):
         (other,) = HERE.glob(f"{number}_*.ipynb")
         out |= {other.name} | needs(other)
     return out
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """A notebook that is run without those it reads from is skipped, with one line that names them."""
+    """A notebook run without those it reads from is skipped, with one line that names them."""
     chosen = {}
     for item in session.items:
         if item.path.suffix == ".ipynb" and HERE in item.path.parents:
@@ -42,7 +43,7 @@ def pytest_collection_finish(session):
     for path, cells in chosen.items():
         if lacking := sorted(needs(path) - names):
             first = " ".join(f"notebooks/{name}" for name in [*lacking, path.name])
-            why = f"{path.name} reads what {', '.join(lacking)} write; run them together: pytest --nbval {first}"
+            why = f"{path.name} reads what {', '.join(lacking)} write; run them too: pytest --nbval {first}"
             for cell in cells:
                 cell.add_marker(pytest.mark.skip(reason=why))
 

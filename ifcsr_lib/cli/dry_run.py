@@ -160,10 +160,10 @@ def _norms_in_float32(model: nn.Module) -> list:
     return [m.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:])) for m in norms]
 
 
-def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
+def dry_run(cfg: Config, stage: int, cards: str = "1x H100", counted: dict | None = None) -> dict:
     """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100", "1x 24 GB" or "8x A100".
 
-    Nothing is loaded, downloaded or written. Raises ValueError for a card without a rate (CARDS, BY_MEMORY).
+    Nothing is loaded, downloaded or written. counted: what `cost(cfg, stage)` gave, to spare a second count. Raises ValueError for a card without a rate (CARDS, BY_MEMORY).
     """
     form = re.fullmatch(r"([1-9]\d*) ?x ?(.+)", cards)
     card = BY_MEMORY.get(form[2], form[2]) if form else None
@@ -172,7 +172,7 @@ def dry_run(cfg: Config, stage: int, cards: str = "1x H100") -> dict:
     count, rate = int(form[1]), CARDS[card]
     meant = cards if card == form[2] else f"{cards} (counted as {card})"
     steps = cfg.steps_fidelity if stage == 1 else cfg.steps_realism
-    one, each = cost(cfg, stage), cfg.batch * cfg.gradient_accumulation
+    one, each = counted or cost(cfg, stage), cfg.batch * cfg.gradient_accumulation
     images, seconds = steps * each * count, one["operations"] / rate
     out = one | {"stage": stage, "cards": cards, "steps": steps, "images": images, "epochs": images / PHOTOS,
                  "seconds_a_step": seconds, "hours": steps * seconds / 3600}  # fmt: skip

@@ -39,6 +39,8 @@ def test_size(path):
     assert len(codes) <= 14, f"{len(codes)} code cells; allowed: 14"
     assert max(lines) <= 15, f"cells of {sorted(lines)[-3:]} lines; allowed: 15"
     assert sum(lines) <= 120, f"{sum(lines)} lines of code; allowed: 120"
+    widest = max((line for cell in codes for line in cell.source.splitlines()), key=len)
+    assert len(widest) <= 110, f"a line of {len(widest)} characters; allowed: 110: {widest}"
 
 
 @notebook

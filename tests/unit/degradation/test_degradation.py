@@ -196,7 +196,8 @@ def test_branch_frequencies(plans, preset):
         _close((s == size for s in sizes), 1 / 8)
 
 
-RANGES = {  # peers.md 3 and README D10, written out again: scale, sigma, Poisson, quality
+# Real-ESRGAN's and PiSA-SR's published settings and ours (D10), written out again: scale, sigma, Poisson, quality
+RANGES = {
     "x4plus": (((0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)), ((0.3, 1.2), (1, 25), (0.05, 2.5), (30, 95))),
     "light": (((0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)), ((0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100))),
     "camera": (((0.5, 1.0), (0.1, 2), (0.01, 0.1), (95, 100)), ((0.6, 1.0), (0.1, 2), (0.01, 0.1), (92, 100))),

@@ -22,7 +22,7 @@ def test_weights_mirror_each_other_and_k7_is_the_stated_row():
     down, up = depth_weights(7, "fidelity"), depth_weights(7, "realism")
     assert torch.allclose(down, up.flip(0), atol=1e-12)
     stated = torch.tensor([0.85715, 0.12245, 0.01749, 0.00250, 0.00036, 0.00005], dtype=torch.float64)
-    assert (down - stated).abs().max() < 6e-6  # method.md prints five decimals
+    assert (down - stated).abs().max() < 6e-6  # `stated` has five decimals
     assert down.sum().item() == pytest.approx(1, abs=1e-12)
 
 

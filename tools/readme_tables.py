@@ -1,0 +1,270 @@
+"""Write the tables that stand between markers in README.md and docs/*.md, from results and from the code.
+
+    python tools/readme_tables.py            write the tables; running it twice changes nothing
+    python tools/readme_tables.py --check    change nothing; exit 1 and print a diff of what is out of date
+    python tools/readme_tables.py --count    first count the recipes' memory and operations (minutes),
+                                             into results/paper/tables/training_cost.csv
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; TABLES lists the names. Everything else is
+left alone. "decisions" keeps its text: a row without a tag in the code is removed, a new tag gets a row that says
+TODO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import difflib
+import io
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+import count_lines
+
+COST = "training_cost"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TRANSCRIPTS = (("1x H100", "80 GB"), ("1x 24 GB", "24 GB"), ("8x A100", "80 GB"))
+# recipe, how it is set, the card whose hours are shown
+RECIPE_ROWS = (
+    ("80 GB", "batch 4, compiled", " (without compile)", "one H100"),
+    ("24 GB", "batch 2, twice per step", "", "an RTX 4090"),
+    ("12 GB", "batch 1, four times per step, gradients checkpointed", "", "an RTX 4070"),
+)
+
+
+def read(name: str, profile: str = "pocket") -> list[dict[str, str]]:
+    """The rows of results/<profile>/tables/<name>.csv."""
+    with open(ROOT / "results" / profile / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def row(*cells) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def head(*cells) -> list[str]:
+    return [row(*cells).replace("|  |", "| |"), "|" + "---|" * len(cells)]
+
+
+def expect(_) -> list[str]:
+    """The released model along gamma, with bicubic above."""
+    rows = {f"{float(r['gamma']):.1f}": r for r in read("gamma_released")}
+    rows = {g: rows[g] for g in ("0.0", "0.2", "0.4", "0.5", "0.6", "0.8", "1.0")}
+    bicubic = next(r for r in read("stage2_heldout") if r["image"] == "bicubic")
+    return [
+        *head("gamma", "PSNR", "SSIM", "niqe-pocket"),
+        *(
+            row(g, f"{float(r['psnr']):.2f}", f"{float(r['ssim']):.4f}", f"{float(r['niqe-pocket']):.2f}")
+            for g, r in {"bicubic": bicubic, **rows}.items()
+        ),
+    ]
+
+
+def realsr(_) -> list[str]:
+    """The released model on RealSR, with bicubic beside."""
+    table = read("release_realsr")
+    columns = [next(r for r in table if r["model"] == "bicubic")]
+    for gamma in (0.0, 0.5, 1.0):
+        columns.append(next(r for r in table if r["model"] == "pocket" and float(r["gamma"]) == gamma))
+    out = head("", "bicubic", "`pocket`, gamma 0", "gamma 0.5", "gamma 1")
+    for metric, digits in (("PSNR", 2), ("SSIM", 4), ("NIQE", 2)):
+        out.append(row(metric, *(f"{float(r[metric.lower()]):.{digits}f}" for r in columns)))
+    return out
+
+
+def gpu_steps(_) -> list[str]:
+    """Training steps measured on a GPU, and the hours that 30,000 of them take."""
+    from ifcsr_lib.config import resolve
+
+    steps = resolve("paper").steps_fidelity
+    out = head(
+        "measured on one H100: one step, 4 images of 512x512, bf16, not compiled",
+        "seconds",
+        f"{steps:,} steps",
+        "peak of tensors",
+    )
+    for r in read("gpu_proof", "paper"):
+        if r["what"].startswith("stage") and r["compile"] == "no":
+            name = f"stage {r['what'][5]}" + ", gradients checkpointed" * (
+                r["gradient_checkpointing"] == "True"
+            )
+            seconds = float(r["seconds"])
+            out.append(
+                row(
+                    name, f"{seconds:.2f}", f"{steps * seconds / 3600:.1f} h", f"{float(r['peak_gb']):.1f} GB"
+                )
+            )
+    return out
+
+
+def gpu_endpoints(_) -> list[str]:
+    """Both endpoints of one image measured on a GPU, in float32."""
+    out = head(
+        "measured on one H100: both endpoints of one image, float32, not compiled",
+        "seconds",
+        "peak of tensors",
+    )
+    rows = [
+        r
+        for r in read("gpu_proof", "paper")
+        if (r["what"], r["precision"], r["compile"]) == ("endpoints", "no", "no")
+    ]
+    for r in sorted(rows, key=lambda r: int(r["side"])):
+        out.append(
+            row(f"{r['side']}x{r['side']}", f"{float(r['seconds']):.2f}", f"{float(r['peak_gb']):.1f} GB")
+        )
+    return out
+
+
+def counted() -> dict[tuple[str, int], dict]:
+    """{(recipe, stage): what dry_run.cost gave}, from results/paper/tables/training_cost.csv."""
+    out = {}
+    for r in read(COST, "paper"):
+        recipe, stage = r.pop("recipe"), int(r.pop("stage"))
+        out[recipe, stage] = {name: int(value) for name, value in r.items()}
+    return out
+
+
+def recipes(_) -> list[str]:
+    """Memory and hours of each recipe as the dry run computes them."""
+    from ifcsr_lib import plan
+    from ifcsr_lib.config import resolve
+
+    out = head(
+        "computed: recipe", "settings", "peak of tensors in stage 1, stage 2", "hours of stage 1, stage 2"
+    )
+    for recipe, settings, note, card in RECIPE_ROWS:
+        one = [counted()[recipe, stage] for stage in (1, 2)]
+        rate = next(value for name, value in plan.CARDS.items() if card.endswith(name))
+        hours = [resolve("paper").steps_fidelity * c["operations"] / rate / 3600 for c in one]
+        digits = 0 if max(hours) > 20 else 1
+        peaks = ", ".join(f"{c['peak'] / 1e9:.1f}" for c in one)
+        out.append(
+            row(
+                recipe,
+                settings,
+                f"{peaks} GB{note}",
+                ", ".join(f"{h:.{digits}f} h" for h in hours) + f" on {card}",
+            )
+        )
+    return out
+
+
+def transcript(cards: str, recipe: str) -> str:
+    """The command of a dry run and what it prints."""
+    from ifcsr_lib import plan
+    from ifcsr_lib.config import RECIPES, resolve
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        plan.dry_run(resolve("paper", overrides=RECIPES[recipe]), 1, cards, counted()[recipe, 1])
+    command = f'train --profile paper --stage 1 --recipe "{recipe}" --dry-run --cards "{cards}"'
+    return f"$ python -m ifcsr_lib {command}\n{printed.getvalue()}"
+
+
+def dry_runs(_) -> list[str]:
+    return "\n\n".join(f"```\n{transcript(*which)}```" for which in TRANSCRIPTS).splitlines()
+
+
+def lines(_) -> list[str]:
+    """How large the method is, and all of the library."""
+    (method, code), (_, total) = count_lines.count(count_lines.METHOD), count_lines.count()
+    return [
+        f"The method is {method:,} lines in three files, {code:,} of them code;",
+        f"all of `ifcsr_lib` is {total:,} lines of code (`python tools/count_lines.py`).",
+    ]
+
+
+def tags() -> dict[str, str]:
+    """{"D3": the text of its first comment} of every `# DECISION` line in the code."""
+    out = {}
+    for folder, pattern in (("ifcsr_lib", "*.py"), ("notebooks", "*.ipynb"), ("tools", "*.py")):
+        for path in sorted((ROOT / folder).rglob(pattern)):
+            for tag, text in re.findall(r"# DECISION (D\d+)\b:? ?(.*)", path.read_text(encoding="utf-8")):
+                out.setdefault(tag, text)
+    return out
+
+
+def decisions(old: str) -> list[str]:
+    """The rows that are there, without those whose tag is gone, and a row for each new tag."""
+    there = {}
+    for line in old.splitlines():
+        if found := re.match(r"\| (D\d+) \|", line):
+            there.setdefault(found[1], line)
+    code = tags()
+    wanted = sorted(code, key=lambda tag: int(tag[1:]))
+    return [*head("", "choice", "why"), *(there.get(tag) or row(tag, code[tag], "TODO") for tag in wanted)]
+
+
+TABLES = {
+    f.__name__.replace("_", "-"): f
+    for f in (expect, realsr, recipes, dry_runs, gpu_steps, gpu_endpoints, lines, decisions)
+}
+
+
+def filled(text: str) -> str:
+    """`text` with every marked table as it should be. Raises ValueError for an unknown name or an open marker."""
+    marks = len(re.findall(r"^<!-- table:", text, re.MULTILINE))
+    found = MARKED.findall(text)
+    if unknown := [name for _, name, *_ in found if name not in TABLES]:
+        raise ValueError(f"table {unknown[0]!r} is unknown; allowed: {', '.join(TABLES)}")
+    if len(found) != marks or "<!-- table:" in "".join(body for *_, body, _ in found):
+        raise ValueError("a `<!-- table: NAME -->` has no `<!-- end -->`, or holds another one")
+    return MARKED.sub(lambda m: m[1] + "\n" + "\n".join(TABLES[m[2]](m[3])) + "\n\n" + m[4], text)
+
+
+def count() -> None:
+    """Count every recipe's memory and operations, into results/paper/tables/training_cost.csv."""
+    import pandas as pd
+
+    from ifcsr_lib import plan, results
+    from ifcsr_lib.config import RECIPES, resolve
+
+    rows = []
+    for recipe, overrides in RECIPES.items():
+        for stage in (1, 2):
+            rows.append(
+                {"recipe": recipe, "stage": stage} | plan.cost(resolve("paper", overrides=overrides), stage)
+            )
+            print(rows[-1], flush=True)
+    print(results.write_table(pd.DataFrame(rows), COST, resolve("paper")))
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="default: README.md and docs/*.md")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 and show a diff")
+    parser.add_argument("--count", action="store_true", help="count the recipes again first (minutes)")
+    args = parser.parse_args(argv)
+    if args.count:
+        count()
+    bad = 0
+    for path in args.files or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = path.read_text(encoding="utf-8")
+        try:
+            new = filled(old)
+        except ValueError as error:
+            print(f"{path.name}: {error}", file=sys.stderr)
+            bad = 1
+            continue
+        if new == old:
+            continue
+        if args.check:
+            todo = "run python tools/readme_tables.py"
+            diff = difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, todo, n=0, lineterm="")
+            print("\n".join(diff))
+            bad = 1
+        else:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path.name}: written")
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
