@@ -20,7 +20,7 @@ def test_every_test_lies_in_a_folder_that_has_a_marker():
     assert len(names) == len(set(names)), "pytest needs test files of different names"
 
 
-@pytest.mark.parametrize("required, words", [("0", "1 skipped"), ("1", "1 failed")])
+@pytest.mark.parametrize("required, words", [("0", "1 skipped"), ("1", "1 error")])
 def test_a_missing_browser_fails_where_it_is_required(required, words, tmp_path):
     shutil.copy(ROOT / "tests" / "browser" / "conftest.py", tmp_path)
     (tmp_path / "test_one.py").write_text(
