@@ -240,5 +240,5 @@ def _tidy(config: Path, *dropped: str) -> None:
 def _save(state: dict[str, Tensor], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as tmp:
-        save_file(state, tmp)
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp)  # trained weights are channels last
     return path

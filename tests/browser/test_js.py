@@ -22,6 +22,7 @@ import pytest
 import torch
 from chromium import browser, js, missing
 from PIL import Image
+from setuptools import find_packages
 
 from ifcsr_lib import evaluate
 from ifcsr_lib.config import ROOT
@@ -143,7 +144,7 @@ def test_the_package_carries_every_file():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     package = ROOT / "ifcsr_lib" / "explorer"
     carried = {path for glob in settings["package-data"]["ifcsr_lib.explorer"] for path in package.glob(glob)}
-    assert "ifcsr_lib.explorer" in settings["packages"]
+    assert "ifcsr_lib.explorer" in find_packages(ROOT, include=settings["packages"]["find"]["include"])
     assert carried == {
         path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
     }
