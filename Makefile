@@ -27,8 +27,9 @@ test: env  ## the tests in two processes, then the browser's and every notebook 
 	second=0; $(PY) -m pytest --nbval tests/browser notebooks $(ARGS) || second=$$?; \
 	[ $$second = 5 ] && exit $$first || exit $$second
 
-lint: env  ## ruff, notebooks without output but the compared one, README's tables as the code and results say
+lint: env  ## ruff and its formatter, notebooks without output but the compared one, README's tables as the code and results say
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check -q .
 	$(PY) tools/strip_notebooks.py --check
 	$(PY) tools/readme_tables.py --check
 

@@ -21,7 +21,9 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+    )
 
 
 def load() -> str:
@@ -41,7 +43,9 @@ def seconds(run: Callable, repeats: int = 5) -> float:
 
 
 def together(runs: dict[str, Callable], repeats: int = 5) -> dict[str, float]:
-    """Median wall time of each, taken in turns, so that a slow moment of the machine meets all of them alike."""
+    """Median wall time of each, taken in turns, so that a slow moment of the machine meets all of
+    them alike.
+    """
     times = {name: [] for name in runs}
     for i in range(repeats + 1):
         for name, run in runs.items():

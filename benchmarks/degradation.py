@@ -1,9 +1,11 @@
-"""Throughput of `degrade` against a per-sample reference in numpy, scipy and Pillow (reference_degradation.py).
+"""Throughput of `degrade` against a per-sample reference in numpy, scipy and Pillow
+(reference_degradation.py).
 
     python benchmarks/degradation.py
 
-In this process, with torch's threads; and in two workers of a DataLoader, as a training has them, one thread each. The reference filters
-directly, as the original does, or by FFT, which is the fairer rival. All rows see the same crops; every preset is a block.
+In this process, with torch's threads; and in two workers of a DataLoader, as a training has them, one thread
+each. The reference filters directly, as the original does, or by FFT, which is the fairer rival. All rows see
+the same crops; every preset is a block.
 """
 
 from __future__ import annotations
@@ -47,12 +49,24 @@ def table(count: int = 64, side: int = 512, workers=(0, 2), presets=("x4plus", "
     for preset in presets:
         for n in workers:
             for who in ("kit", "reference fft", "reference direct"):
-                loader = iter(DataLoader(Degraded(who, preset, count + max(1, 4 * n), side), batch_size=None, num_workers=n))
-                for _ in range(max(1, 4 * n)):  # tables, plans of transforms, the workers' start and their queue
+                loader = iter(
+                    DataLoader(
+                        Degraded(who, preset, count + max(1, 4 * n), side), batch_size=None, num_workers=n
+                    )
+                )
+                # tables, plans of transforms, the workers' start and their queue
+                for _ in range(max(1, 4 * n)):
                     next(loader)
                 start = time.perf_counter()
                 got = sum(1 for _ in loader)
-                rows.append({"preset": preset, "workers": n, "program": who, "images / s": got / (time.perf_counter() - start)})
+                rows.append(
+                    {
+                        "preset": preset,
+                        "workers": n,
+                        "program": who,
+                        "images / s": got / (time.perf_counter() - start),
+                    }
+                )
             for row in rows[-3:]:
                 row["kit is faster by"] = rows[-3]["images / s"] / row["images / s"]
     return pd.DataFrame(rows).set_index(["preset", "workers", "program"])

@@ -1,10 +1,12 @@
-"""What one photograph costs: both endpoints against two whole passes, and the ratio that the arithmetic alone would give.
+"""What one photograph costs: both endpoints against two whole passes, and the ratio that the arithmetic alone
+would give.
 
     python benchmarks/endpoints.py [side of the LQ, default 128] [repeats, default 5]
 
-"endpoints" is model.endpoints without the colour fix: on a CPU it encodes once and takes one adapter after the other, on a GPU both in
-one batch. "batched" is E, one UNet call and one decode for both, on whatever this runs; "two passes" restores twice.
-"MAC ratio" is what a machine that only multiplies would show: (E + 2U + 2D) / 2 (E + U + D), counted on this backbone.
+"endpoints" is model.endpoints without the colour fix: on a CPU it encodes once and takes one adapter after
+the other, on a GPU both in one batch. "batched" is E, one UNet call and one decode for both, on whatever this
+runs; "two passes" restores twice. "MAC ratio" is what a machine that only multiplies would show: (E + 2U +
+2D) / 2 (E + U + D), counted on this backbone.
 """
 
 from __future__ import annotations
@@ -36,12 +38,18 @@ def flops(run) -> int:
 def mac_ratio(model, x_L) -> float:
     """Batched over two passes, from the networks' own operations on x_L."""
     z = model.encode(x_L)
-    e, u, d = flops(lambda: model.encode(x_L)), flops(lambda: model.eps(z, "fidelity")), flops(lambda: model.decode(z))
+    e, u, d = (
+        flops(lambda: model.encode(x_L)),
+        flops(lambda: model.eps(z, "fidelity")),
+        flops(lambda: model.decode(z)),
+    )
     return (e + 2 * u + 2 * d) / (2 * (e + u + d))
 
 
 def table(sides=(64, 128), repeats: int = 5, model=None) -> pd.DataFrame:
-    """A row per side of the LQ: seconds of loading and of each method, ratios to two passes, the MAC ratio, peak MB."""
+    """A row per side of the LQ: seconds of loading and of each method, ratios to two passes, the MAC ratio,
+    peak MB.
+    """
     start = time.perf_counter()
     model = model or ifcsr.load("pocket", device="cpu")
     loaded, rows = time.perf_counter() - start, []
@@ -61,12 +69,22 @@ def table(sides=(64, 128), repeats: int = 5, model=None) -> pd.DataFrame:
                 z = model.encode(x)
                 return model.decode(model.one_step(torch.cat([z, z]), list(ADAPTERS))).clamp(0, 1)
 
-        runs = {"endpoints": lambda lq=lq: model.endpoints(lq, colour_fix="none"), "batched": batched, "two passes": twice}
+        runs = {
+            "endpoints": lambda lq=lq: model.endpoints(lq, colour_fix="none"),
+            "batched": batched,
+            "two passes": twice,
+        }
         s = together(runs, repeats)
-        rows.append({"LQ": f"{side}x{side}", "load (s)": loaded, **{f"{k} (s)": v for k, v in s.items()},
-                     **{f"{k} / two passes": s[k] / s["two passes"] for k in ("endpoints", "batched")},
-                     "MAC ratio": mac_ratio(model, padded),
-                     **{f"peak, {k} (MB)": costs.peak(run) / 1e6 for k, run in runs.items()}})  # fmt: skip
+        rows.append(
+            {
+                "LQ": f"{side}x{side}",
+                "load (s)": loaded,
+                **{f"{k} (s)": v for k, v in s.items()},
+                **{f"{k} / two passes": s[k] / s["two passes"] for k in ("endpoints", "batched")},
+                "MAC ratio": mac_ratio(model, padded),
+                **{f"peak, {k} (MB)": costs.peak(run) / 1e6 for k, run in runs.items()},
+            }
+        )
     return pd.DataFrame(rows).set_index("LQ")
 
 

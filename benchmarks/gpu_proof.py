@@ -1,11 +1,14 @@
-"""One optimiser step of each stage and both endpoints on a GPU, with random weights of SD 2.1-base's true shapes.
+"""One optimiser step of each stage and both endpoints on a GPU, with random weights of SD 2.1-base's true
+shapes.
 
 python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
-    Writes results/paper/tables/gpu_proof.csv and its record, again after every row: median seconds, peak memory, and the part of
-    a step that takes longest. Without a CUDA device it writes nothing and says so. Needs no download: the weights are random,
-    so the numbers are those of any training, and the images mean nothing.
+    Writes results/paper/tables/gpu_proof.csv and its record, again after every row: median seconds, peak
+    memory, and the part of a step that takes longest. Without a CUDA device it writes nothing and says so.
+    Needs no download: the weights are random, so the numbers are those of any training, and the images mean
+    nothing.
 python benchmarks/gpu_proof.py --tiny
-    The same code on the CPU with a small network and 64 pixels, into $IFCSR_RESULTS: for tests, its numbers mean nothing.
+    The same code on the CPU with a small network and 64 pixels, into $IFCSR_RESULTS: for tests, its numbers
+    mean nothing.
 """
 
 import argparse
@@ -27,15 +30,26 @@ from ifcsr_lib.config import Config, resolve
 
 TINY = dict(
     unet=dict(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
-        norm_num_groups=8, use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     ),
     vae=dict(
-        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, sample_size=64,
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=64,
     ),
-)  # fmt: skip
+)
 
 
 def random_model(cfg: Config, tiny: bool, device: torch.device) -> models.IFCSR:
@@ -45,7 +59,9 @@ def random_model(cfg: Config, tiny: bool, device: torch.device) -> models.IFCSR:
         unet = UNet2DConditionModel(**(TINY["unet"] if tiny else sd21.unet_config()))
         vae = AutoencoderKL(**(TINY["vae"] if tiny else sd21.vae_config()))
     prompt = torch.randn(1, 77, unet.config.cross_attention_dim)
-    return models.IFCSR(cfg, unet, vae, prompt, {"id": "random weights", "revision": None, "hash": "random"}).to(device)
+    return models.IFCSR(
+        cfg, unet, vae, prompt, {"id": "random weights", "revision": None, "hash": "random"}
+    ).to(device)
 
 
 class Parts:
@@ -84,10 +100,14 @@ def peak(device: torch.device, reset: bool = False) -> float:
 
 
 def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torch.device) -> dict:
-    """Median time and peak of `steps` optimiser steps after two that warm up; then the parts of one more, timed apart."""
+    """Median time and peak of `steps` optimiser steps after two that warm up; then the parts of one more,
+    timed apart.
+    """
     rng = np.random.default_rng(0)
     side = cfg.patch + 32
-    crops = data.Crops({f"noise{i}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for i in range(4)}, cfg.patch, 0)
+    crops = data.Crops(
+        {f"noise{i}": rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for i in range(4)}, cfg.patch, 0
+    )
     objective = stage(random_model(cfg, tiny, device), distance)
     peak(device, reset=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +134,9 @@ def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torc
 
 
 def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats: int) -> dict:
-    """Both ends of one image of `side` x `side` output pixels, in float32 (what `upscale` does) or in bf16, compiled or not."""
+    """Both ends of one image of `side` x `side` output pixels, in float32 (what `upscale` does) or in bf16,
+    compiled or not.
+    """
     model = random_model(cfg, tiny, device)
     lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
     seconds = []
@@ -128,7 +150,9 @@ def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--patch", type=int, default=512)
@@ -146,15 +170,23 @@ def main(argv: list[str] | None = None) -> int:
     distance, rows = loss.FeatureDistance(net, lins), []
 
     def record(what: str, one: Config, side: int, batch: int, work) -> Path:
-        head = {"what": what, "side": side, "batch": batch, "precision": one.precision, "compile": one.compile,
-                "gradient_checkpointing": one.gradient_checkpointing}  # fmt: skip
+        head = {
+            "what": what,
+            "side": side,
+            "batch": batch,
+            "precision": one.precision,
+            "compile": one.compile,
+            "gradient_checkpointing": one.gradient_checkpointing,
+        }
         try:
             row = work()
         except torch.cuda.OutOfMemoryError:
             row = {"seconds": float("nan"), "peak_gb": float("nan"), "dominates": "out of memory"}
         rows.append(head | row)
         print(rows[-1], flush=True)
-        return results.write_table(pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started)
+        return results.write_table(
+            pd.DataFrame(rows), "gpu_proof", cfg, seconds=time.perf_counter() - started
+        )
 
     rounds = [([{}, {"gradient_checkpointing": True}], [{"precision": "no"}, {"precision": "bf16"}])]
     if not args.tiny:  # last, since compiling takes minutes, on a CPU more
@@ -163,12 +195,25 @@ def main(argv: list[str] | None = None) -> int:
         for stage in (trainer.Stage1, trainer.Stage2):
             for way in steps:
                 one = cfg.replace(**way)
-                record(f"{stage.name}, one step", one, cfg.patch, cfg.batch,
-                       lambda stage=stage, one=one: one_stage(one, stage, distance, args.steps, args.tiny, device))  # fmt: skip
+                record(
+                    f"{stage.name}, one step",
+                    one,
+                    cfg.patch,
+                    cfg.batch,
+                    lambda stage=stage, one=one: one_stage(
+                        one, stage, distance, args.steps, args.tiny, device
+                    ),
+                )
         for side in (64, 128) if args.tiny else (512, 1024):
             for way in ends:
                 one = cfg.replace(**way)
-                path = record("endpoints", one, side, 1, lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps))
+                path = record(
+                    "endpoints",
+                    one,
+                    side,
+                    1,
+                    lambda one=one, side=side: endpoints(one, side, args.tiny, device, args.steps),
+                )
     print(f"written: {path}")
     return 0
 

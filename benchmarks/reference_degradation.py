@@ -1,8 +1,10 @@
-"""Real-ESRGAN's second-order degradation one image at a time in numpy, scipy and Pillow: what `degrade` is measured against.
+"""Real-ESRGAN's second-order degradation one image at a time in numpy, scipy and Pillow: what `degrade` is
+measured against.
 
-Written from the published description (Wang et al., ICCVW 2021, and the parameter tables of the released configurations), with no
-line shared with ifcsr_lib.degradation. Same order, ranges and probabilities; other random numbers. Resizing has no antialiasing, as
-in the original, so it is done by sparse matrices here and not by Pillow, which always has it.
+Written from the published description (Wang et al., ICCVW 2021, and the parameter tables of the released
+configurations), with no line shared with ifcsr_lib.degradation. Same order, ranges and probabilities; other
+random numbers. Resizing has no antialiasing, as in the original, so it is done by sparse matrices here and
+not by Pillow, which always has it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,25 @@ from scipy import ndimage, signal, sparse, special
 
 COMMON = dict(
     kinds=("iso", "aniso", "general iso", "general aniso", "plateau iso", "plateau aniso"),
-    kind_p=(0.45, 0.25, 0.12, 0.03, 0.12, 0.03), sinc_p=0.1, last_sinc_p=0.8, gaussian_p=0.5, grey_p=0.4,
-    rounds=(dict(sigma=(0.2, 3.0), up_down_keep=(0.2, 0.7, 0.1)), dict(sigma=(0.2, 1.5), up_down_keep=(0.3, 0.4, 0.3))),
-)  # fmt: skip
+    kind_p=(0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
+    sinc_p=0.1,
+    last_sinc_p=0.8,
+    gaussian_p=0.5,
+    grey_p=0.4,
+    rounds=(
+        dict(sigma=(0.2, 3.0), up_down_keep=(0.2, 0.7, 0.1)),
+        dict(sigma=(0.2, 1.5), up_down_keep=(0.3, 0.4, 0.3)),
+    ),
+)
 PRESETS = {  # for rounds 1 and 2: probability of a blur, scale, sigma, Poisson scale, JPEG quality
-    "x4plus": ((1.0, (0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)), (0.8, (0.3, 1.2), (1, 25), (0.05, 2.5), (30, 95))),
-    "light": ((1.0, (0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)), (0.5, (0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100))),
+    "x4plus": (
+        (1.0, (0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)),
+        (0.8, (0.3, 1.2), (1, 25), (0.05, 2.5), (30, 95)),
+    ),
+    "light": (
+        (1.0, (0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)),
+        (0.5, (0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100)),
+    ),
 }
 
 

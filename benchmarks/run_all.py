@@ -1,9 +1,10 @@
-"""Every benchmark, one table each: printed, and written to results/pocket/tables/bench_*.csv with its provenance.
+"""Every benchmark, one table each: printed, and written to results/pocket/tables/bench_*.csv with its
+provenance.
 
     python benchmarks/run_all.py [names, such as blend size; default all] [--tiny]
 
-Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by themselves: slider.py
-(needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU).
+Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by
+themselves: slider.py (needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ NAMES = ("startup", "blend", "endpoints", "degradation", "training_step", "size"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help=", ".join(NAMES))
     parser.add_argument("--tiny", action="store_true", help="smallest settings, written as profile smoke")
     args = parser.parse_args(argv)
@@ -31,9 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.names or NAMES:
         module = importlib.import_module(name)
         start = time.perf_counter()
-        table = show(module.__doc__.splitlines()[0], lambda m=module: m.table(**(m.TINY if args.tiny else {})))
+        table = show(
+            module.__doc__.splitlines()[0], lambda m=module: m.table(**(m.TINY if args.tiny else {}))
+        )
         table["machine"] = machine()
-        print(f"written: {write_table(table, f'bench_{name}', cfg, seconds=time.perf_counter() - start)}\n", flush=True)
+        print(
+            f"written: {write_table(table, f'bench_{name}', cfg, seconds=time.perf_counter() - start)}\n",
+            flush=True,
+        )
     return 0
 
 

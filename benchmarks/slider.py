@@ -1,11 +1,13 @@
-"""Frame times of the exported page: from a move of the slider to the painted frame, in headless Chromium without a GPU.
+"""Frame times of the exported page: from a move of the slider to the painted frame, in headless Chromium
+without a GPU.
 
     python benchmarks/slider.py
 
-Each row: 120 moves, each at the start of a frame, where browsers deliver pointer moves. "move" ends with the first task after
-that frame (script, layout and paint of the main thread); "interval" is from one moved frame to the next, which also counts
-what the compositor and SwiftShader (the WebGL2 rows) do elsewhere. View "fit" is a window of 1280x900; "1:1" shows all pixels
-of the image at once. Needs chromium and chromedriver, as the tests do.
+Each row: 120 moves, each at the start of a frame, where browsers deliver pointer moves. "move" ends with the
+first task after that frame (script, layout and paint of the main thread); "interval" is from one moved frame
+to the next, which also counts what the compositor and SwiftShader (the WebGL2 rows) do elsewhere. View "fit"
+is a window of 1280x900; "1:1" shows all pixels of the image at once. Needs chromium and chromedriver, as the
+tests do.
 """
 
 import platform
@@ -25,7 +27,8 @@ from ifcsr_lib.explorer import Explorer
 
 SIZES = (512, 1024, 2048)
 MEASURE = """
-const slider = document.querySelector(".ifcsr-gamma"), moves = [], starts = [], channel = new MessageChannel();
+const slider = document.querySelector(".ifcsr-gamma"), moves = [], starts = [];
+const channel = new MessageChannel();
 for (let i = 0; i < 130; i++) {
   await new Promise(done => requestAnimationFrame(() => {
     const start = performance.now();
@@ -36,7 +39,8 @@ for (let i = 0; i < 130; i++) {
   }));
 }
 const {width, height, path} = ifcsr.getShown();
-return {moves: moves.slice(10), gaps: starts.slice(11).map((t, i) => t - starts[i + 10]), canvas: `${width}x${height}`, path};
+const gaps = starts.slice(11).map((t, i) => t - starts[i + 10]);
+return {moves: moves.slice(10), gaps, canvas: `${width}x${height}`, path};
 """
 
 
@@ -49,7 +53,10 @@ def main() -> int:
         print(why, file=sys.stderr)
         return 2
     print(f"{machine()}; {load()}; {platform.system()}, Chromium")
-    print(f"{'path':7} {'image':10} {'view':5} {'canvas':10} {'move median':>12} {'p95':>7} {'max':>7} {'interval median':>16} {'p95':>7}  (ms)")
+    print(
+        f"{'path':7} {'image':10} {'view':5} {'canvas':10} {'move median':>12} {'p95':>7} {'max':>7} "
+        f"{'interval median':>16} {'p95':>7}  (ms)"
+    )
     with tempfile.TemporaryDirectory(prefix="ifcsr-bench-") as folder:
         pages = {}
         for side in SIZES:
@@ -61,12 +68,23 @@ def main() -> int:
                     for side, uri in pages.items():
                         driver.get(f"{uri}?path={path}")
                         if view == "1:1":
-                            js(driver, "document.body.style.maxWidth = 'none'; document.querySelector('.ifcsr-stage').style.maxHeight = 'none';"
-                                       "await ifcsr.ready; await new Promise(r => setTimeout(r, 300)); ifcsr.setView(0.5, 0.5, 1);")  # fmt: skip
-                        out = js(driver, "await ifcsr.ready; await new Promise(r => setTimeout(r, 500));" + MEASURE)
+                            js(
+                                driver,
+                                "document.body.style.maxWidth = 'none'; "
+                                "document.querySelector('.ifcsr-stage').style.maxHeight = 'none';await "
+                                "ifcsr.ready; await new Promise(r => setTimeout(r, 300)); ifcsr.setView(0.5, "
+                                "0.5, 1);",
+                            )
+                        out = js(
+                            driver, "await ifcsr.ready; await new Promise(r => setTimeout(r, 500));" + MEASURE
+                        )
                         m, g = out["moves"], out["gaps"]
-                        print(f"{out['path']:7} {f'{side}x{side}':10} {view:5} {out['canvas']:10} {quantile(m, 0.5):12.1f} {quantile(m, 0.95):7.1f} "
-                              f"{max(m):7.1f} {quantile(g, 0.5):16.1f} {quantile(g, 0.95):7.1f}", flush=True)  # fmt: skip
+                        print(
+                            f"{out['path']:7} {f'{side}x{side}':10} {view:5} {out['canvas']:10} "
+                            f"{quantile(m, 0.5):12.1f} {quantile(m, 0.95):7.1f} {max(m):7.1f} "
+                            f"{quantile(g, 0.5):16.1f} {quantile(g, 0.95):7.1f}",
+                            flush=True,
+                        )
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Seconds and peak memory of `endpoints` for large and for long thin photographs, with and without tiles, pocket weights.
+"""Seconds and peak memory of `endpoints` for large and for long thin photographs, with and without tiles,
+pocket weights.
 
 python benchmarks/tiling.py [HEIGHTxWIDTH of the LQ ...] [--whole]
-Default sizes: 256x256 512x512 1024x1024 16x600. --whole: without tiles too, which takes all the memory there is.
-Every size runs in a process of its own, since only its peak can be asked for.
+Default sizes: 256x256 512x512 1024x1024 16x600. --whole: without tiles too, which takes all the memory there
+is. Every size runs in a process of its own, since only its peak can be asked for.
 """
 
 import argparse
@@ -39,5 +40,8 @@ start = time.perf_counter()
 ends = model.endpoints(lq)
 seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 assert ends.x_fid.shape == (1, 3, 4 * h, 4 * w)
-print(f"{w} x {h} -> {4 * w} x {4 * h}, {f'tile {args.one}' if args.one else 'whole'}: {seconds:.1f} s, peak {peak:.2f} GB, "
-      f"{torch.get_num_threads()} threads", flush=True)  # fmt: skip
+print(
+    f"{w} x {h} -> {4 * w} x {4 * h}, {f'tile {args.one}' if args.one else 'whole'}: {seconds:.1f} s, peak "
+    f"{peak:.2f} GB, {torch.get_num_threads()} threads",
+    flush=True,
+)

@@ -1,4 +1,5 @@
-"""Where the time of a training step of stage 2 goes (E3), part by part, and what the loop adds around the parts.
+"""Where the time of a training step of stage 2 goes (E3), part by part, and what the loop adds around the
+parts.
 
     python benchmarks/training_step.py [profile, default pocket]
 """
@@ -24,7 +25,9 @@ TINY = {"profile": "smoke", "steps": 1}
 
 
 def table(profile: str = "pocket", steps: int = 8, cfg=None, crops=None, distance=None) -> pd.DataFrame:
-    """A row per part: median ms of `steps` steps after one that does not count, and its share of the loop's whole step."""
+    """A row per part: median ms of `steps` steps after one that does not count, and its share of the loop's
+    whole step.
+    """
     cfg = cfg or config.resolve(profile)
     crops, distance = crops or data.training_crops(cfg), distance or loss.feature_distance(cfg)
     model = models.new(cfg)
@@ -42,7 +45,9 @@ def table(profile: str = "pocket", steps: int = 8, cfg=None, crops=None, distanc
         return out
 
     for step in range(steps + 1):
-        batch = took("crops", lambda s=step: default_collate([crops[s * cfg.batch + i] for i in range(cfg.batch)]))
+        batch = took(
+            "crops", lambda s=step: default_collate([crops[s * cfg.batch + i] for i in range(cfg.batch)])
+        )
         x_H = batch["x_H"]
         _, x_L, noise = took("degradation, noise", lambda b=batch: stage.inputs(b))
         with torch.no_grad():
@@ -59,8 +64,14 @@ def table(profile: str = "pocket", steps: int = 8, cfg=None, crops=None, distanc
     rows = {part: statistics.median(each[1:]) for part, each in times.items()}
     with tempfile.TemporaryDirectory(prefix="ifcsr-bench-") as folder:
         stamps = [time.perf_counter()]
-        trainer.train(trainer.Stage2(models.new(cfg), distance), crops, cfg.replace(checkpoint_every=10**6), folder, steps + 1,
-                      lambda row: stamps.append(time.perf_counter()))  # fmt: skip
+        trainer.train(
+            trainer.Stage2(models.new(cfg), distance),
+            crops,
+            cfg.replace(checkpoint_every=10**6),
+            folder,
+            steps + 1,
+            lambda row: stamps.append(time.perf_counter()),
+        )
     whole = statistics.median([1e3 * (b - a) for a, b in itertools.pairwise(stamps[1:])])
     rows |= {"sum of the parts": sum(rows.values()), "whole step in trainer.train": whole}
     out = pd.DataFrame({"ms": rows}).rename_axis("part")

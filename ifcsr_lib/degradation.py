@@ -1,8 +1,10 @@
-"""Real-ESRGAN's second-order x4 degradation in batched tensors: a clean photo in, a realistic low-quality one out.
+"""Real-ESRGAN's second-order x4 degradation in batched tensors: a clean photo in, a realistic low-quality one
+out.
 
-blur 1, resize 1, noise 1, JPEG 1, blur 2 (or not), resize 2, noise 2, then by a coin {resize 3 + sinc, JPEG 2} or
-{JPEG 2, resize 3 + sinc}, 8 bits. The clean photo is not sharpened. Source: Wang et al., Real-ESRGAN (ICCVW 2021).
-`draw_plan` draws every parameter of one image, `apply_plan` runs the stages, `degrade` does both for a batch.
+blur 1, resize 1, noise 1, JPEG 1, blur 2 (or not), resize 2, noise 2, then by a coin {resize 3 + sinc, JPEG
+2} or {JPEG 2, resize 3 + sinc}, 8 bits. The clean photo is not sharpened. Source: Wang et al., Real-ESRGAN
+(ICCVW 2021). `draw_plan` draws every parameter of one image, `apply_plan` runs the stages, `degrade` does
+both for a batch.
 """
 
 from __future__ import annotations
@@ -23,11 +25,27 @@ from torch import Generator, Tensor
 from .files.images import check_images
 
 KERNEL_SIZE = 21  # every kernel is padded to this
-KERNELS = {"iso": 0.45, "aniso": 0.25, "general iso": 0.12, "general aniso": 0.03, "plateau iso": 0.12,
-           "plateau aniso": 0.03}  # fmt: skip
+KERNELS = {
+    "iso": 0.45,
+    "aniso": 0.25,
+    "general iso": 0.12,
+    "general aniso": 0.03,
+    "plateau iso": 0.12,
+    "plateau aniso": 0.03,
+}
 MODES = ("area", "bilinear", "bicubic")
-STAGES = ("blur 1", "resize 1", "noise 1", "JPEG 1", "blur 2", "resize 2", "noise 2", "resize 3 + sinc", "JPEG 2",
-          "8 bits")  # fmt: skip
+STAGES = (
+    "blur 1",
+    "resize 1",
+    "noise 1",
+    "JPEG 1",
+    "blur 2",
+    "resize 2",
+    "noise 2",
+    "resize 3 + sinc",
+    "JPEG 2",
+    "8 bits",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,8 @@ class Round:
     p_blur: float  # probability that there is a blur
     sigma: tuple[float, float]  # of the blur, pixels
     p_resize: tuple[float, float, float]  # up, down, keep
-    scale: tuple[float, float]  # down from U(low, 1), up from U(1, high); round 2: relative to 1/4 of the input
+    # down from U(low, 1), up from U(1, high); round 2: relative to 1/4 of the input
+    scale: tuple[float, float]
     gaussian: tuple[float, float]  # standard deviation, 8-bit levels
     poisson: tuple[float, float]  # factor on the shot noise
     quality: tuple[float, float]  # of the JPEG file, 1 to 100
@@ -65,7 +84,8 @@ PRESETS = {
         Round(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)),
         Round(0.5, (0.2, 1.5), (0.3, 0.4, 0.3), (0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100)),
     ),
-    # ours: what a lens does to a photograph that was kept well, which the other two never leave free of noise or JPEG
+    # ours: what a lens does to a photograph that was kept well, which the other two never leave free of noise
+    # or JPEG
     "camera": Preset(
         Round(1.0, (0.2, 3.0), (0.0, 0.5, 0.5), (0.5, 1.0), (0.1, 2.0), (0.01, 0.1), (95, 100)),
         Round(0.2, (0.2, 1.5), (0.0, 0.5, 0.5), (0.6, 1.0), (0.1, 2.0), (0.01, 0.1), (92, 100)),
@@ -99,22 +119,27 @@ class Plan:
     jpeg_last: bool
 
 
-def degrade(hq: Tensor, seed: int, preset: str = "x4plus", index: int | Sequence[int] = 0, trace: bool = False):
+def degrade(
+    hq: Tensor, seed: int, preset: str = "x4plus", index: int | Sequence[int] = 0, trace: bool = False
+):
     """Make low-quality images, a quarter of the height and width.
 
     hq: (N, 3, H, W) float32 RGB in [0, 1], any device; H and W multiples of 4, at least 64.
-    seed, index: integers >= 0. All randomness of an image comes from its own generator(seed, index), so neither the
-        batch around it nor the number of workers changes it. index: one an image, or an integer (image i: index + i).
+    seed, index: integers >= 0. All randomness of an image comes from its own generator(seed, index), so
+        neither the batch around it nor the number of workers changes it. index: one an image, or an integer
+        (image i: index + i).
     preset: a name of PRESETS.
-    trace: also return every stage, [(name of STAGES, [(3, h, w) per image])]; sizes differ between images, and
-        values after a resize may overshoot [0, 1]. The last two stages before "8 bits" swap places by a coin.
+    trace: also return every stage, [(name of STAGES, [(3, h, w) per image])]; sizes differ between images,
+        and values after a resize may overshoot [0, 1]. The last two stages before "8 bits" swap places by a
+        coin.
     Returns lq (N, 3, H/4, W/4) in [0, 1], multiples of 1/255, on hq's device; with trace, (lq, stages).
     Raises TypeError or ValueError for anything else.
     """
     indices = _check(hq, seed, preset, index)
     results = []
     for x, i in zip(hq.detach().split(1), indices, strict=True):
-        # DECISION D19: every choice is drawn per image; Real-ESRGAN draws resize, noise kind and order once a batch
+        # DECISION D19: every choice is drawn per image; Real-ESRGAN draws resize, noise kind and order once a
+        # batch
         rng = generator(seed, i)
         stages = apply_plan(x, draw_plan(rng, PRESETS[preset]), rng)
         with torch.autocast(hq.device.type, enabled=False):  # half precision would ruin the JPEG's rounding
@@ -123,15 +148,16 @@ def degrade(hq: Tensor, seed: int, preset: str = "x4plus", index: int | Sequence
     return (lq, [(name, [stages[name][0] for stages in results]) for name in STAGES]) if trace else lq
 
 
-# DECISION D40: denoising is blind over the usual test levels, 15 to 50 of 255; the paper claims transfer without a recipe
+# DECISION D40: denoising is blind over the usual test levels, 15 to 50 of 255; the paper claims transfer
+# without a recipe
 NOISE_LEVELS = (15.0, 50.0)
 
 
 def noisy(x_H: Tensor, seed: int, index: Sequence[int]) -> Tensor:
     """The other task: white Gaussian noise on RGB at the same size, then 8 bits. NOT from the paper.
 
-    x_H: (N, 3, H, W) in [0, 1]; seed, index: as in `degrade`, one index an image. Each image's standard deviation is
-    drawn from U(NOISE_LEVELS), in 8-bit levels. Returns (N, 3, H, W) in [0, 1].
+    x_H: (N, 3, H, W) in [0, 1]; seed, index: as in `degrade`, one index an image. Each image's standard
+    deviation is drawn from U(NOISE_LEVELS), in 8-bit levels. Returns (N, 3, H, W) in [0, 1].
     """
     check_images(x_H, "x_H")
     out = []
@@ -142,7 +168,9 @@ def noisy(x_H: Tensor, seed: int, index: Sequence[int]) -> Tensor:
 
 
 def generator(seed: int, index: int) -> Generator:
-    """The CPU generator of one image: numpy's SeedSequence mixes (seed, index), so neighbours are unrelated."""
+    """The CPU generator of one image: numpy's SeedSequence mixes (seed, index), so neighbours are
+    unrelated.
+    """
     return Generator().manual_seed(int(np.random.SeedSequence((seed, index)).generate_state(1)[0]))
 
 
@@ -159,7 +187,9 @@ def draw_plan(rng: Generator, params: Preset) -> Plan:
 
 
 def apply_plan(x: Tensor, plan: Plan, rng: Generator) -> Iterator[tuple[str, Tensor]]:
-    """Run a plan on one image x (1, 3, H, W), yielding (stage, image) after each stage; rng gives the noise fields."""
+    """Run a plan on one image x (1, 3, H, W), yielding (stage, image) after each stage; rng gives the noise
+    fields.
+    """
     h, w = x.shape[-2:]
     for number, part, base in ((1, plan.first, 1), (2, plan.second, 4)):
         if part.kernel is not None:
@@ -186,8 +216,8 @@ def apply_plan(x: Tensor, plan: Plan, rng: Generator) -> Iterator[tuple[str, Ten
 def sample_kernel(rng: Generator, params: Round) -> tuple[str, Tensor]:
     """Draw a blur kernel: ("sinc" or a name of KERNELS, (21, 21) float32 which sums to 1).
 
-    Odd size from 7 to 21, zero outside. A sinc's cutoff is U(pi/3, pi) below size 13, else U(pi/5, pi). By a coin, beta
-    is U(.5, 1) or U(1, 4) (general), 1 or U(1, 2) (plateau).
+    Odd size from 7 to 21, zero outside. A sinc's cutoff is U(pi/3, pi) below size 13, else U(pi/5, pi). By a
+    coin, beta is U(.5, 1) or U(1, 4) (general), 1 or U(1, 2) (plateau).
     """
     size = _sample_size(rng)
     if _uniform(rng) < params.p_sinc:
@@ -204,11 +234,13 @@ def sample_kernel(rng: Generator, params: Round) -> tuple[str, Tensor]:
     return kind, bump_kernel(size, (sigma, sigma2), angle, beta, plateau=kind.startswith("plateau"))
 
 
-def bump_kernel(size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0, plateau=False) -> Tensor:
+def bump_kernel(
+    size: int, sigma: tuple[float, float], angle: float = 0.0, beta: float = 1.0, plateau=False
+) -> Tensor:
     """A Gaussian and its relatives, (21, 21), sum 1.
 
-    q = (u / sigma[0])^2 + (v / sigma[1])^2, with u and v: x and y turned by angle (radians). exp(-q^beta / 2), which is
-    Gaussian at beta = 1; the plateau is 1 / (1 + q^beta).
+    q = (u / sigma[0])^2 + (v / sigma[1])^2, with u and v: x and y turned by angle (radians). exp(-q^beta /
+    2), which is Gaussian at beta = 1; the plateau is 1 / (1 + q^beta).
     """
     y, x = _grid(size)
     c, s = math.cos(angle), math.sin(angle)
@@ -217,10 +249,14 @@ def bump_kernel(size: int, sigma: tuple[float, float], angle: float = 0.0, beta:
 
 
 def sinc_kernel(size: int, cutoff: float) -> Tensor:
-    """The circular low-pass filter, (21, 21), sum 1: cutoff J1(cutoff r) / (2 pi r), cutoff in radians a pixel."""
+    """The circular low-pass filter, (21, 21), sum 1: cutoff J1(cutoff r) / (2 pi r), cutoff in radians a
+    pixel.
+    """
     r = np.hypot(*_grid(size))
     r[size // 2, size // 2] = 1e-6  # J1(a) / a -> 1/2
-    return _pad_kernel(cutoff * torch.special.bessel_j1(torch.from_numpy(cutoff * r)).numpy() / (2 * math.pi * r))
+    return _pad_kernel(
+        cutoff * torch.special.bessel_j1(torch.from_numpy(cutoff * r)).numpy() / (2 * math.pi * r)
+    )
 
 
 def blur(x: Tensor, kernels: Tensor) -> Tensor:
@@ -231,7 +267,9 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
     h, w = x.shape[-2:]
     k = kernels.shape[-1]
     if kernels.shape != (len(x), k, k) or k % 2 == 0:
-        raise ValueError(f"kernels came as {tuple(kernels.shape)}; allowed: ({len(x)}, k, k), k odd, one an image")
+        raise ValueError(
+            f"kernels came as {tuple(kernels.shape)}; allowed: ({len(x)}, k, k), k odd, one an image"
+        )
     p = k // 2
     if p < min(h, w):
         x = F.pad(x, (p, p, p, p), mode="reflect")
@@ -243,28 +281,36 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize (N, C, H, W) to size without antialiasing; mode "area", "bilinear" or "bicubic" (which overshoots)."""
+    """Resize (N, C, H, W) to size without antialiasing; mode "area", "bilinear" or "bicubic" (which
+    overshoots).
+    """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; allowed: {', '.join(MODES)}")
     return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=size, mode=mode)
 
 
 def add_gaussian_noise(x: Tensor, sigma: float, grey: bool, rng: Generator) -> Tensor:
-    """clamp(x + sigma / 255 n), n standard normal, the same for the channels of a pixel when grey; x (N, 3, H, W)."""
+    """clamp(x + sigma / 255 n), n standard normal, the same for the channels of a pixel when grey; x (N, 3,
+    H, W).
+    """
     return _normal(x, grey, rng).mul_(sigma / 255).add(x).clamp_(0, 1)
 
 
 def add_poisson_noise(x: Tensor, factor: float, grey: bool, rng: Generator) -> Tensor:
     """clamp(x + factor (P(v x') / v - x')), P a Poisson draw: shot noise, of variance factor^2 x' / v.
 
-    x: (N, 3, H, W). x' is x rounded to 8 bits, or its luma when grey (one noise for the channels); v is the number of
-    distinct values in x' of the image, rounded up to a power of two.
+    x: (N, 3, H, W). x' is x rounded to 8 bits, or its luma when grey (one noise for the channels); v is the
+    number of distinct values in x' of the image, rounded up to a power of two.
     """
     signal = torch.einsum("c,nchw->nhw", _TO_YCC[0].to(x), x)[:, None] if grey else x
     levels = signal.clamp(0, 1).mul_(255).round_()
-    # DECISION D21: the Poisson count is the quantile of a normal draw, read off a table: several times as fast as
-    # torch.poisson, one stream on CPU and GPU, and a rounding difference in x cannot shift the draws of later pixels
-    place = _normal(levels, False, rng).add_(_Z_MAX).mul_(_Z_BINS / (2 * _Z_MAX)).floor_().clamp_(0, _Z_BINS - 1)
+    # DECISION D21: the Poisson count is the quantile of a normal draw, read off a table: several times as
+    # fast as
+    # torch.poisson, one stream on CPU and GPU, and a rounding difference in x cannot shift the draws of later
+    # pixels
+    place = (
+        _normal(levels, False, rng).add_(_Z_MAX).mul_(_Z_BINS / (2 * _Z_MAX)).floor_().clamp_(0, _Z_BINS - 1)
+    )
     place = place.add_(levels, alpha=_Z_BINS).int()
     noise = torch.empty_like(levels)
     for i, level in enumerate(levels):
@@ -275,13 +321,16 @@ def add_poisson_noise(x: Tensor, factor: float, grey: bool, rng: Generator) -> T
 
 
 def jpeg(x: Tensor, quality: float | Tensor) -> Tensor:
-    """Write and read back a JPEG file (baseline, 4:2:0, the standard's tables), as libjpeg does to within its rounding.
+    """Write and read back a JPEG file (baseline, 4:2:0, the standard's tables), as libjpeg does to within its
+    rounding.
 
-    x: (N, 3, H, W), clamped to [0, 1] and rounded to 8 bits first; sides that are no multiples of 16 repeat the edge.
-    quality: 1 to 100, a number or (N,). Steps are floor((standard s + 50) / 100) within 1 to 255, s = 5000 / quality
-    below 50, else 200 - 2 quality. Returns multiples of 1/255.
+    x: (N, 3, H, W), clamped to [0, 1] and rounded to 8 bits first; sides that are no multiples of 16 repeat
+        the edge.
+    quality: 1 to 100, a number or (N,). Steps are floor((standard s + 50) / 100) within 1 to 255, s = 5000 /
+    quality below 50, else 200 - 2 quality. Returns multiples of 1/255.
     """
-    # DECISION D20: 8 bits in and out, chroma upsampled by a triangle as in files; DiffJPEG keeps floats, repeats chroma
+    # DECISION D20: 8 bits in and out, chroma upsampled by a triangle as in files; DiffJPEG keeps floats,
+    # repeats chroma
     n, _, h, w = x.shape
     quality = torch.as_tensor(quality, dtype=torch.float64).cpu().expand(n)
     if not bool(((quality >= 1) & (quality <= 100)).all()):
@@ -300,16 +349,23 @@ def jpeg(x: Tensor, quality: float | Tensor) -> Tensor:
 _TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _TO_RGB = torch.tensor([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
 _LUMA = """16 11 10 16 24 40 51 61  12 12 14 19 26 58 60 55  14 13 16 24 40 57 69 56  14 17 22 29 51 87 80 62
-    18 22 37 56 68 109 103 77  24 35 55 64 81 104 113 92  49 64 78 87 103 121 120 101  72 92 95 98 112 100 103 99"""
+    18 22 37 56 68 109 103 77  24 35 55 64 81 104 113 92
+    49 64 78 87 103 121 120 101  72 92 95 98 112 100 103 99"""
 _CHROMA = "17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99  24 26 56 99 99 99 99 99  47 66" + 38 * " 99"
 _TABLES = torch.tensor([[float(v) for v in text.split()] for text in (_LUMA, _CHROMA)]).double().view(2, 8, 8)
-_DCT = torch.tensor([[math.sqrt((2 if u else 1) / 8) * math.cos((2 * i + 1) * u * math.pi / 16) for i in range(8)]
-                     for u in range(8)])  # fmt: skip
+_DCT = torch.tensor(
+    [
+        [math.sqrt((2 if u else 1) / 8) * math.cos((2 * i + 1) * u * math.pi / 16) for i in range(8)]
+        for u in range(8)
+    ]
+)
 _Z_MAX, _Z_BINS = 5.12, 2048
 
 
 def _quantise(plane: Tensor, table: Tensor) -> Tensor:
-    """Round the DCT of the 8x8 blocks of plane (N, C, H, W), 8-bit levels centred at 0, to steps of table (N, 8, 8)."""
+    """Round the DCT of the 8x8 blocks of plane (N, C, H, W), 8-bit levels centred at 0, to steps of table (N,
+    8, 8).
+    """
     n, c, h, w = plane.shape
     dct, steps = _DCT.to(plane), table.view(n, 1, 1, 8, 1, 8)
     rows = dct @ plane.reshape(n, c, h // 8, 8, w)
@@ -398,5 +454,7 @@ def _check(hq: Tensor, seed: int, preset: str, index: int | Sequence[int]) -> li
     if seed < 0 or min(indices, default=0) < 0:
         raise ValueError(f"seed={seed}, index={index}; allowed: 0 or more")
     if len(indices) != n:
-        raise ValueError(f"index has {len(indices)} entries for {n} images; pass one an image, or one integer")
+        raise ValueError(
+            f"index has {len(indices)} entries for {n} images; pass one an image, or one integer"
+        )
     return indices

@@ -1,4 +1,6 @@
-"""The figures of the notebooks. Every function returns a matplotlib figure; nothing here computes a result."""
+"""The figures of the notebooks. Every function returns a matplotlib figure; nothing here computes a
+result.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,33 @@ from tqdm.auto import tqdm
 from .control import Endpoints
 from .files.images import to_uint8
 
-STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+STYLE = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 100,
+}
 
 
 @contextlib.contextmanager
 def styled():
     """Draw with STYLE inside the block, and show figures afterwards as before.
 
-    The first figure of a notebook loads the inline backend, which switches "interactive" on. Inside rc_context that
-    would be undone at its end, and no later figure would be shown; so the backend is loaded first.
+    The first figure of a notebook loads the inline backend, which switches "interactive" on. Inside
+    rc_context that would be undone at its end, and no later figure would be shown; so the backend is loaded
+    first.
     """
     plt.draw_if_interactive()  # loads the backend, and draws nothing where no figure is open
     with plt.rc_context(STYLE):
         yield
 
 
-def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, crop: tuple[int, int, int] | None = None):
-    """A grid of titled images; each (1, 3, H, W) or (3, H, W) RGB in [0, 1] (clamped), or (H, W) in [0, 1] shown in grey.
+def pictures(
+    images: dict[str, Tensor], columns: int = 5, size: float = 2.6, crop: tuple[int, int, int] | None = None
+):
+    """A grid of titled images; each (1, 3, H, W) or (3, H, W) RGB in [0, 1] (clamped), or (H, W) in [0, 1]
+    shown in grey.
 
     crop: (top, left, side) in pixels of the images, cut from every one of them.
     """
@@ -37,7 +49,9 @@ def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, cro
     first = next(iter(images.values()))
     tall = 1 if crop else first.shape[-2] / first.shape[-1]
     room = 0.25 * (1 + max(title.count("\n") for title in images))
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size * tall + room) * rows), squeeze=False)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, (size * tall + room) * rows), squeeze=False
+    )
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, x) in zip(axes.flat, images.items(), strict=False):
@@ -54,7 +68,9 @@ def pictures(images: dict[str, Tensor], columns: int = 5, size: float = 2.6, cro
     return fig
 
 
-def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, int, int] | None = None, hr=None):
+def strip(
+    ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, int, int] | None = None, hr=None
+):
     """One image along gamma, bicubic first and, when given, the reference last."""
     images = {"bicubic": ends.x_L} if ends.x_L is not None else {}
     images |= {f"gamma {g:g}": ends.blend(float(g)) for g in gammas}
@@ -64,7 +80,9 @@ def strip(ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, 
 
 
 def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
-    """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre crops."""
+    """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre
+    crops.
+    """
     images = {}
     for name, (ends, hr) in rows.items():
         top, left = ((s - side) // 2 for s in hr.shape[-2:])
@@ -93,7 +111,9 @@ class Bar:
 
     def __call__(self, row: dict) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=row["steps"], initial=row["step"] - 1, desc=f"{self.title}, {row['objective']}")
+            self.bar = tqdm(
+                total=row["steps"], initial=row["step"] - 1, desc=f"{self.title}, {row['objective']}"
+            )
         self.bar.update()
         if row["step"] == row["steps"]:
             self.bar.close()
@@ -135,8 +155,12 @@ def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str
     return fig
 
 
-def spectrum(tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, tuple[float, float]] | None = None):
-    """Each model's path from gamma 0 (open circle) to 1 (filled), fidelity metric x against realism metric y."""
+def spectrum(
+    tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, tuple[float, float]] | None = None
+):
+    """Each model's path from gamma 0 (open circle) to 1 (filled), fidelity metric x against realism
+    metric y.
+    """
     with styled():
         fig, ax = plt.subplots(figsize=(6, 4))
         for name, table in tables.items():

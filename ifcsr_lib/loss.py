@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from .config import Config
 from .data import POCKET
 
-L = 5  # DECISION D1: l = 0 is the pixel MSE and l = 1..5 the five LPIPS layers, so that k = 1 is "LPIPS + MSE"
+# DECISION D1: l = 0 is the pixel MSE and l = 1..5 the five LPIPS layers, so that k = 1 is "LPIPS + MSE"
+L = 5
 POCKET_FEATURES = POCKET / "features.safetensors"
 
 
 def depth_weights(k: float, direction: str) -> Tensor:
     """The weights w_l / sum w, l = 0..L (E4): "fidelity" is k^(L-l) (E5), "realism" is k^(l-1) (E6).
 
-    k: at least 1; k = 1 is uniform. Returns (L+1,), float64, summing to 1; the two directions mirror each other.
+    k: at least 1; k = 1 is uniform. Returns (L+1,), float64, summing to 1; the two directions mirror each
+        other.
     """
     if not k >= 1:
         raise ValueError(f"k={k}; allowed: 1 or more (k = 1 is the LPIPS + MSE baseline)")
@@ -47,7 +49,9 @@ class FeatureDistance(nn.Module):
             self.register_buffer(f"lin{i}", w.detach().clone().float().view(1, -1, 1, 1))
 
     def forward(self, x_hat: Tensor, x_H: Tensor) -> Tensor:
-        """x_hat, x_H: (N, 3, H, W), RGB, [0, 1] (x_hat may overshoot). Returns (L+1,), each the mean over the batch."""
+        """x_hat, x_H: (N, 3, H, W), RGB, [0, 1] (x_hat may overshoot). Returns (L+1,), each the mean over the
+        batch.
+        """
         out = [F.mse_loss(2 * x_hat, 2 * x_H)]  # DECISION D13: MSE on the [-1, 1] scale, as both peers
         with torch.no_grad():
             target = self.net(x_H)
@@ -68,11 +72,12 @@ def _unit(f: Tensor) -> Tensor:
 
 
 class PocketFeatures(nn.Module):
-    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU a stage, 2x2 max pooling between stages, and on each
-    stage a 1x1 head that predicts what its teacher sees there.
+    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU a stage, 2x2 max pooling between stages,
+    and on each stage a 1x1 head that predicts what its teacher sees there.
 
     (N, 3, H, W) in [0, 1] -> five maps of `channels` at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
-    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb (pocket.Distil).
+    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb
+    (pocket.Distil).
     """
 
     trunk = (16, 32, 64, 96, 128)
@@ -113,8 +118,9 @@ class VGG16Features(nn.Module):
                 layers = vgg.make_layers(vgg.cfgs["D"])
         except OSError as e:  # URLError is one
             raise OSError(
-                f"VGG16 weights cannot be fetched ({e}). Go online once, put {VGG16_Weights.IMAGENET1K_V1.url} into "
-                "torch's hub cache (torch.hub.get_dir()/checkpoints), or use the override features='pocket'."
+                f"VGG16 weights cannot be fetched ({e}). Go online once, put "
+                f"{VGG16_Weights.IMAGENET1K_V1.url} into torch's hub cache "
+                "(torch.hub.get_dir()/checkpoints), or use the override features='pocket'."
             ) from e
         self.stages = nn.ModuleList(layers[a:b] for a, b in zip((0, *self.ends), self.ends))
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
@@ -144,7 +150,9 @@ def feature_distance(cfg: Config) -> FeatureDistance:
     from safetensors.torch import load_file
 
     if not POCKET_FEATURES.exists():
-        raise FileNotFoundError(f"{POCKET_FEATURES} is missing; restore it from git or run notebooks/90_pocket_backbone")
+        raise FileNotFoundError(
+            f"{POCKET_FEATURES} is missing; restore it from git or run notebooks/90_pocket_backbone"
+        )
     state = load_file(POCKET_FEATURES)
     net = PocketFeatures()
     lins = [state.pop(f"lin{i}") for i in range(L)]

@@ -30,9 +30,21 @@ SHIPPED = {"pocket": POCKET / "adapters"}
 
 # DECISION D3: the module names both peers adapt, 258 modules of SD 2.1-base; no norms, no time embedding
 LORA_TARGETS = [
-    "to_q", "to_k", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut",
-    "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
-]  # fmt: skip
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "conv",
+    "conv1",
+    "conv2",
+    "conv_in",
+    "conv_out",
+    "conv_shortcut",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+]
 
 
 class IFCSR(nn.Module):
@@ -56,14 +68,18 @@ class IFCSR(nn.Module):
             for name in self.adapters:
                 self.unet.add_adapter(
                     LoraConfig(  # DECISION D4: alpha 8 and Gaussian A, zero B, as both peers
-                        r=cfg.rank, lora_alpha=cfg.lora_alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS
+                        r=cfg.rank,
+                        lora_alpha=cfg.lora_alpha,
+                        init_lora_weights="gaussian",
+                        target_modules=LORA_TARGETS,
                     ),
                     adapter_name=name,
                 )
         self._lora = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
         self._active = self._chosen = None
         self.train_only()
-        # a quarter less time for both ends on a CPU, most of it in encoder and decoder (benchmarks/endpoints.py)
+        # a quarter less time for both ends on a CPU, most of it in encoder and decoder
+        # (benchmarks/endpoints.py)
         self.to(memory_format=torch.channels_last)
         self.eval()
 
@@ -85,8 +101,8 @@ class IFCSR(nn.Module):
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> scaled latents z.
 
-        With noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, without it the mode. A VAE
-        without a posterior ignores the noise (nets/latents.py).
+        With noise (latent-shaped, standard normal) z is a sample of the VAE's posterior, without it the mode.
+        A VAE without a posterior ignores the noise (nets/latents.py).
         """
         # DECISION D9: sampled in training, the mode at inference, one z_L for both ends
         z = latent_of(self.vae.encode(2 * x - 1), noise)
@@ -97,7 +113,9 @@ class IFCSR(nn.Module):
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
     def eps(self, z: Tensor, adapters: str | list[str]) -> Tensor:
-        """The UNet's prediction for z (N, C, h, w) at cfg.timestep: one adapter for all, or one name an image."""
+        """The UNet's prediction for z (N, C, h, w) at cfg.timestep: one adapter for all, or one name an
+        image.
+        """
         with self.using(adapters):
             return self.unet(z, self.cfg.timestep, self.prompt.expand(len(z), -1, -1)).sample
 
@@ -120,7 +138,9 @@ class IFCSR(nn.Module):
                 hook.remove()
 
     def checkpoint_gradients(self, on: bool = True) -> None:
-        """Keep no activations of UNet and VAE but those between blocks; the backward pass computes the rest again."""
+        """Keep no activations of UNet and VAE but those between blocks; the backward pass computes the rest
+        again.
+        """
 
         def checkpoint(block, *args):
             chosen = self._chosen
@@ -160,8 +180,10 @@ class IFCSR(nn.Module):
         return self.decode(self.one_step(z_L, adapter))
 
     def restore_both(self, x_L: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x_fid, x_real from one z_L; not clamped. A GPU, and any training, takes both adapters in one batch; a CPU takes
-        them in turn, which spares peft's sorting of a mixed batch and half of the memory (benchmarks/endpoints.py)."""
+        """x_fid, x_real from one z_L; not clamped. A GPU, and any training, takes both adapters in one batch;
+        a CPU takes them in turn, which spares peft's sorting of a mixed batch and half of the memory
+        (benchmarks/endpoints.py).
+        """
         with torch.no_grad():
             z_L = self.encode(x_L, noise)
         if z_L.device.type == "cpu" and not torch.is_grad_enabled():
@@ -186,9 +208,9 @@ class IFCSR(nn.Module):
 
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
         colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.
-        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within 1e-5 (before
-        the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile (nets/tiling.py), so that memory
-        stays bounded.
+        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within
+        1e-5 (before the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile
+        (nets/tiling.py), so that memory stays bounded.
         """
         check_images(lq, "lq")
         fix = self.cfg.replace(colour_fix=colour_fix or self.cfg.colour_fix).colour_fix
@@ -196,13 +218,16 @@ class IFCSR(nn.Module):
         # a tiled image stays where lq is, and only its tiles travel to the networks
         x_L = upsample(lq if large else lq.to(self.prompt.device), self.cfg.scale)
         h, w = x_L.shape[-2:]
-        # DECISION D17: reflect cfg.border pixels on every side, then to the next multiple; crop after decoding
+        # DECISION D17: reflect cfg.border pixels on every side, then to the next multiple; crop after
+        # decoding
         b, m = self.cfg.border, self.multiple
         padded = F.pad(x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")
         both = self._tiled(padded) if large else self.restore_both(padded)
         del padded
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
-        x_fid, x_real = (x[..., b : b + h, b : b + w].float().clamp(0, 1).contiguous().to(lq.device) for x in both)
+        x_fid, x_real = (
+            x[..., b : b + h, b : b + w].float().clamp(0, 1).contiguous().to(lq.device) for x in both
+        )
         del both
         ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
         return ends.colour_fixed() if fix == "adain" else ends
@@ -214,7 +239,9 @@ class IFCSR(nn.Module):
         return tiled(both, x_L, self.cfg.tile, self.cfg.tile_overlap, self.multiple, images=2)
 
     def save_adapter(self, name: str, path: str | Path) -> Path:
-        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings inside)."""
+        """Write one adapter as safetensors in the diffusers/peft LoRA layout (`unet.` keys, LoRA settings
+        inside).
+        """
         config = self.unet.peft_config[name]
         lora = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
         lora["target_modules"] = sorted(config.target_modules)
@@ -227,7 +254,9 @@ class IFCSR(nn.Module):
         return path
 
     def load_adapter(self, name: str, path: str | Path) -> None:
-        """Read an adapter written by `save_adapter`. Refuses pickles, and missing, extra or misshaped keys by name."""
+        """Read an adapter written by `save_adapter`. Refuses pickles, and missing, extra or misshaped keys by
+        name.
+        """
         self.fill_adapter(name, read_safetensors(Path(path)), path)
 
     def fill_adapter(self, name: str, new: dict[str, Tensor], path: str | Path = "the adapter") -> None:
@@ -236,14 +265,15 @@ class IFCSR(nn.Module):
         missing, extra = sorted(set(own) - set(new)), sorted(set(new) - set(own))
         if missing or extra:
             raise ValueError(
-                f"{path} does not fit this backbone: {len(missing)} keys missing {missing[:2]}, {len(extra)} keys "
-                f"unknown {extra[:2]}. Load it on the backbone it was trained on (see ifcsr.json beside it)."
+                f"{path} does not fit this backbone: {len(missing)} keys missing {missing[:2]}, {len(extra)} "
+                f"keys unknown {extra[:2]}. Load it on the backbone it was trained on (see ifcsr.json beside "
+                "it)."
             )
         for key, p in own.items():
             if p.shape != new[key].shape:
                 raise ValueError(
-                    f"{path}: {key} has shape {tuple(new[key].shape)}, this model wants {tuple(p.shape)}; its rank is "
-                    f"{self.cfg.rank}, set the override rank to the file's"
+                    f"{path}: {key} has shape {tuple(new[key].shape)}, this model wants {tuple(p.shape)}; "
+                    f"its rank is {self.cfg.rank}, set the override rank to the file's"
                 )
             if not new[key].isfinite().all():
                 raise ValueError(f"{path}: {key} holds NaN or infinity; the file is damaged, get it again")
@@ -256,7 +286,8 @@ class IFCSR(nn.Module):
 
         ifcsr.json holds the backbone, hashes, Config.model and the provenance.
 
-        provenance: results.provenance of the training; None keeps what this model was loaded with, else its Config.
+        provenance: results.provenance of the training; None keeps what this model was loaded with, else its
+            Config.
         """
         folder = Path(folder)
         files = {name: self.save_adapter(name, folder / f"{name}.safetensors") for name in self.adapters}
@@ -282,11 +313,12 @@ def load(
 ) -> IFCSR:
     """Load a model ready for `endpoints`.
 
-    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a backbone (unet/ and
-        vae/ in diffusers' layout; also a single .safetensors file), which gets untrained adapters.
+    name: "pocket" (shipped), a folder written by `save`, or a hub id or folder of either a saved model or a
+        backbone (unet/ and vae/ in diffusers' layout; also a single .safetensors file), which gets untrained
+        adapters.
     device: where to put it; default the GPU when there is one.
-    backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was trained; its hash
-        must be the same.
+    backbone: hub id, folder or file of the backbone, when it is not where it was as the saved model was
+        trained; its hash must be the same.
     Raises ValueError for a file that is damaged or does not fit, and for models that were removed
     ("pocket-texture", and any with grain).
     """
@@ -303,15 +335,18 @@ def load(
 def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
     try:
         card = json.loads((folder / "ifcsr.json").read_text())
-        settings = card["model"] if "model" in card else card["config"]  # "ifcsr 1" had the whole Config of its time
+        # "ifcsr 1" had the whole Config of its time
+        settings = card["model"] if "model" in card else card["config"]
         cfg = resolve_model(settings | ({"backbone": str(backbone)} if backbone else {}))
         adapters, source = card["adapters"], card["backbone"]
         grain = settings.get("grain") or "grain" in adapters or (folder / "grain.safetensors").exists()
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder / 'ifcsr.json'} is damaged or of another version of this kit: {e}") from e
     if grain:
-        raise ValueError(f'{folder} has layers on pixels (grain) behind its realism end, a kind of model that was '
-                         'removed from this kit; use "pocket", or a model trained without them')  # fmt: skip
+        raise ValueError(
+            f"{folder} has layers on pixels (grain) behind its realism end, a kind of model that was "
+            'removed from this kit; use "pocket", or a model trained without them'
+        )
     model = new(cfg)
     if "config" in card:
         model.provenance = {"config": card["config"], "hash": card.get("config_hash")}
@@ -320,14 +355,16 @@ def _load_saved(folder: Path, backbone: str | None = None) -> IFCSR:
         here, there = model.source["files"], source.get("files", {})
         changed = [name for name in there if there[name] != here.get(name)]
         raise ValueError(
-            f"{folder} was trained on backbone {source['id']} with hash {source['hash']}; {cfg.backbone} here has "
-            f"{model.source['hash']}{', ' + changed[0] + ' differs' if changed else ''}. Get that backbone, or train the "
-            "adapters again on this one."
+            f"{folder} was trained on backbone {source['id']} with hash {source['hash']}; {cfg.backbone} "
+            f"here has {model.source['hash']}{', ' + changed[0] + ' differs' if changed else ''}. Get that "
+            "backbone, or train the adapters again on this one."
         )
     for name in model.adapters:
         path = folder / Path(adapters[name]["file"]).name
         if path.exists() and path.suffix == ".safetensors" and sha256(path) != adapters[name]["sha256"]:
-            raise ValueError(f"{path} is not the file that ifcsr.json describes (sha256 differs); get it again")
+            raise ValueError(
+                f"{path} is not the file that ifcsr.json describes (sha256 differs); get it again"
+            )
         model.load_adapter(name, path)
     return model
 
@@ -341,7 +378,9 @@ def describe(cfg: Config) -> dict:
     vae_class = AutoencoderTiny if vae_config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class.from_config(vae_config)
-        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in (("unet", unet), ("vae", vae))}
+        counts = {
+            name: sum(p.numel() for p in part.parameters()) for name, part in (("unet", unet), ("vae", vae))
+        }
         width = unet_config["cross_attention_dim"]
         model = IFCSR(cfg, unet, vae, torch.empty(1, 1, width), source or {})
     adapter = model.adapter("fidelity")

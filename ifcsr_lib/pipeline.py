@@ -1,4 +1,6 @@
-"""IFCSR as a diffusers pipeline: one folder or hub repository with backbone and adapters, and a model card."""
+"""IFCSR as a diffusers pipeline: one folder or hub repository with backbone and adapters, and a
+model card.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from .files.results import atomic, read_json, write_json
 from .models import IFCSR
 from .nets.backbone import read_safetensors
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # the only name of weights that a download through diffusers keeps
+# the only name of weights that a download through diffusers keeps
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Adapters(ModelMixin, ConfigMixin):
@@ -52,7 +55,9 @@ class Adapters(ModelMixin, ConfigMixin):
         self = cls(settings=model.cfg.model, backbone=model.source)
         self.prompt = model.prompt.detach().cpu().clone()
         parts = {f"{name}.{k}": p for name in model.adapters for k, p in model.adapter(name).items()}
-        self.state = {k: p.detach().float().cpu().clone(memory_format=torch.contiguous_format) for k, p in parts.items()}
+        self.state = {
+            k: p.detach().float().cpu().clone(memory_format=torch.contiguous_format) for k, p in parts.items()
+        }
         return self
 
     def save_pretrained(self, save_directory: str | Path, **_) -> None:
@@ -60,7 +65,11 @@ class Adapters(ModelMixin, ConfigMixin):
         public = Adapters(_public(self.config.settings), _public(self.config.backbone))
         public.save_config(folder)
         with atomic(folder / WEIGHTS) as tmp:
-            save_file({"prompt": self.prompt.float().cpu().contiguous(), **self.state}, tmp, metadata={"format": "pt"})
+            save_file(
+                {"prompt": self.prompt.float().cpu().contiguous(), **self.state},
+                tmp,
+                metadata={"format": "pt"},
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **_) -> Adapters:
@@ -68,8 +77,11 @@ class Adapters(ModelMixin, ConfigMixin):
         self = cls.from_config(cls.load_config(folder, local_files_only=True))
         self.state = read_safetensors(folder / WEIGHTS)
         if "prompt" not in self.state:
-            raise ValueError(f"{folder / WEIGHTS}: no empty prompt in it; write the pipeline again with save_pretrained")
-        self.prompt = self.state.pop("prompt").clone()  # as stored in the file, kernels may sum it in another order
+            raise ValueError(
+                f"{folder / WEIGHTS}: no empty prompt in it; write the pipeline again with save_pretrained"
+            )
+        # as stored in the file, kernels may sum it in another order
+        self.prompt = self.state.pop("prompt").clone()
         return self
 
     def cfg(self) -> Config:
@@ -78,27 +90,36 @@ class Adapters(ModelMixin, ConfigMixin):
         Raises ValueError when it is damaged, or has grain, which was removed.
         """
         if self.config.settings.get("grain") or any(k.startswith("grain.") for k in self.state):
-            raise ValueError("adapters/ has layers on pixels (grain) behind the realism adapter, a kind of model that was "
-                             'removed from this kit; use "pocket", or a model trained without them')  # fmt: skip
+            raise ValueError(
+                "adapters/ has layers on pixels (grain) behind the realism adapter, a kind of model that was "
+                'removed from this kit; use "pocket", or a model trained without them'
+            )
         try:
             return resolve_model(self.config.settings)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"adapters/config.json is damaged or of another version of this kit: {error}") from error
+            raise ValueError(
+                f"adapters/config.json is damaged or of another version of this kit: {error}"
+            ) from error
 
 
 class IFCSRPipeline(DiffusionPipeline):
     """4x super-resolution with gamma from 0 (fidelity) to 1 (realism): `pipe(image, gamma=0.5).images[0]`.
 
     unet, vae: the plain backbone in float32; unet is given the adapters here. adapters: see `Adapters`.
-    Make one from a model with `IFCSRPipeline.of(ifcsr.load(...))`, or with `from_pretrained`. `pipe.ifcsr` is the model.
+    Make one from a model with `IFCSRPipeline.of(ifcsr.load(...))`, or with `from_pretrained`. `pipe.ifcsr` is
+    the model.
     """
 
     def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, adapters: Adapters):
         super().__init__()
         if getattr(unet, "peft_config", None):
-            raise ValueError(f"unet carries adapters already ({', '.join(unet.peft_config)}); pass the plain backbone's UNet")
+            raise ValueError(
+                f"unet carries adapters already ({', '.join(unet.peft_config)}); pass the plain backbone's "
+                "UNet"
+            )
         for p in (*unet.parameters(), *vae.parameters()):
-            if p.data_ptr() % 64:  # mapped from a file without alignment, for which kernels sum in another order
+            # mapped from a file without alignment, for which kernels sum in another order
+            if p.data_ptr() % 64:
                 p.data = p.data.clone()
         model = IFCSR(adapters.cfg(), unet, vae, adapters.prompt.float(), dict(adapters.config.backbone))
         for name in model.adapters:
@@ -117,14 +138,15 @@ class IFCSRPipeline(DiffusionPipeline):
     def endpoints(self, image, colour_fix: str | None = None) -> Endpoints:
         """Both endpoints of the slider, as IFCSR.endpoints; the only place where a network runs.
 
-        image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a float32
-            tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is dropped, grey becomes RGB.
+        image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a
+            float32 tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is
+            dropped, grey becomes RGB.
         """
         self.ifcsr.to(self.unet.device)  # `pipe.to` moves the components, and the prompt is no component
         if self.unet.dtype != torch.float32 or self.vae.dtype != torch.float32:
             raise ValueError(
-                f"unet is {self.unet.dtype}, vae {self.vae.dtype}; load the pipeline in float32 and call it under "
-                "torch.autocast for half precision"
+                f"unet is {self.unet.dtype}, vae {self.vae.dtype}; load the pipeline in float32 and call it "
+                "under torch.autocast for half precision"
             )
         return self.ifcsr.endpoints(_batch(image), colour_fix)
 
@@ -133,8 +155,9 @@ class IFCSRPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """The image, four times as large, at gamma (E1). For several gammas call `endpoints` once, and blend.
 
-        image: see `endpoints`. gamma: a float, (N,) or a map (N, 1, 4h, 4w). colour_fix: "none" or "adain"; None takes the
-        model's. output_type: "pil", "np" (N, 4h, 4w, 3) or "pt" (N, 3, 4h, 4w), float32 in [0, 1].
+        image: see `endpoints`. gamma: a float, (N,) or a map (N, 1, 4h, 4w). colour_fix: "none" or "adain";
+        None takes the model's. output_type: "pil", "np" (N, 4h, 4w, 3) or "pt" (N, 3, 4h, 4w), float32 in [0,
+        1].
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}; allowed: pil, np, pt")
@@ -144,7 +167,8 @@ class IFCSRPipeline(DiffusionPipeline):
         return ImagePipelineOutput(x if output_type == "pt" else x.permute(0, 2, 3, 1).cpu().numpy())
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write unet/, vae/ (without adapters), adapters/, README.md and, last, model_index.json, so that a folder with it is complete.
+        """Write unet/, vae/ (without adapters), adapters/, README.md and, last, model_index.json, so that a
+        folder with it is complete.
 
         Upload the folder as it is. For stock diffusers write LoRA files with `pipe.ifcsr.save(folder)`.
         """
@@ -153,7 +177,9 @@ class IFCSRPipeline(DiffusionPipeline):
         for name, part in (("unet", plain_unet(self.unet)), ("vae", self.vae)):
             part.save_pretrained(folder / name)
             config = read_json(folder / name / "config.json")
-            write_json({k: v for k, v in config.items() if k != "_name_or_path"}, folder / name / "config.json")
+            write_json(
+                {k: v for k, v in config.items() if k != "_name_or_path"}, folder / name / "config.json"
+            )
         self.adapters = Adapters.of(self.ifcsr)
         self.adapters.save_pretrained(folder / "adapters")
         with atomic(folder / "README.md") as tmp:
@@ -175,14 +201,23 @@ class IFCSRPipeline(DiffusionPipeline):
         licence = (
             "Apache-2.0, code and weights."
             if source["id"] == "pocket"
-            else "Code and adapters: Apache-2.0. The backbone in unet/ and vae/ keeps its own licence (Stable Diffusion 2.1 and "
-            "SD-Turbo: see their pages; SD 1.5: CreativeML Open RAIL-M), whose use restrictions go on to what is built on it."
+            else "Code and adapters: Apache-2.0. The backbone in unet/ and vae/ keeps its own licence "
+            "(Stable Diffusion 2.1 and SD-Turbo: see their pages; SD 1.5: CreativeML Open RAIL-M), "
+            "whose use restrictions go on to what is built on it."
         )
         name = Path(source["id"]).name if local else source["id"]  # no folder of this machine
         text = _CARD.format(
-            data=data.to_yaml(), version=__version__, backbone=name, hash=source["hash"], config=cfg.hash,
-            profile=cfg.profile, rank=cfg.rank, alpha=cfg.lora_alpha, timestep=cfg.timestep, licence=licence,
-        )  # fmt: skip
+            data=data.to_yaml(),
+            version=__version__,
+            backbone=name,
+            hash=source["hash"],
+            config=cfg.hash,
+            profile=cfg.profile,
+            rank=cfg.rank,
+            alpha=cfg.lora_alpha,
+            timestep=cfg.timestep,
+            licence=licence,
+        )
         return ModelCard(text)
 
 
@@ -192,8 +227,9 @@ _CARD = """\
 ---
 # IFCSR, 4x super-resolution
 
-Two LoRA adapters on one frozen UNet, one diffusion step each; the picture is (1 - gamma) x_fid + gamma x_real, in pixels, from
-gamma 0 (fidelity) to 1 (realism). Written by ifcsr_lib {version}, an independent reproduction of IFCSR (CVPR 2026).
+Two LoRA adapters on one frozen UNet, one diffusion step each; the picture is
+(1 - gamma) x_fid + gamma x_real, in pixels, from gamma 0 (fidelity) to 1 (realism). Written by
+ifcsr_lib {version}, an independent reproduction of IFCSR (CVPR 2026).
 
 ```python
 from ifcsr_lib.pipeline import IFCSRPipeline
@@ -239,7 +275,9 @@ def _batch(image) -> Tensor:
         parts = [_batch(one) for one in image]
         if not parts or len({p.shape[-2:] for p in parts}) > 1:
             sizes = ", ".join(f"{p.shape[-1]}x{p.shape[-2]}" for p in parts[:4])
-            raise ValueError(f"{len(parts)} images of sizes {sizes}; pass images of one size, or call once for each")
+            raise ValueError(
+                f"{len(parts)} images of sizes {sizes}; pass images of one size, or call once for each"
+            )
         return torch.cat(parts)
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
@@ -247,5 +285,7 @@ def _batch(image) -> Tensor:
         image = to_tensor(image)
         image = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
     if not isinstance(image, Tensor):
-        raise TypeError(f"image came as {type(image).__name__}; pass a PIL image, an array, a tensor or a list of them")
+        raise TypeError(
+            f"image came as {type(image).__name__}; pass a PIL image, an array, a tensor or a list of them"
+        )
     return image[None] if image.ndim == 3 else image

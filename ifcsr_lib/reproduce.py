@@ -19,25 +19,32 @@ CELL_LIMIT = {"smoke": 600, "pocket": 3600}  # seconds a cell; a paper-scale cel
 
 
 def notebooks(only=None) -> list[Path]:
-    """The notebooks in order: those with a number below 90, or the ones that `only` names, such as ["02", "03"].
+    """The notebooks in order: those with a number below 90, or the ones that `only` names, such as ["02",
+    "03"].
 
     Raises FileNotFoundError when there are none, ValueError for a name in `only` that fits none.
     """
     found = sorted((ROOT / "notebooks").glob("[0-8][0-9]_*.ipynb"))
     if not found:
-        raise FileNotFoundError(f"no notebooks in {ROOT / 'notebooks'}: `reproduce` needs the whole repository")
+        raise FileNotFoundError(
+            f"no notebooks in {ROOT / 'notebooks'}: `reproduce` needs the whole repository"
+        )
     for name in only or ():
         if not any(path.name.startswith(name) for path in found):
-            raise ValueError(f"only={name!r} fits no notebook; allowed: {', '.join(path.stem for path in found)}")
+            raise ValueError(
+                f"only={name!r} fits no notebook; allowed: {', '.join(path.stem for path in found)}"
+            )
     return [path for path in found if only is None or path.name.startswith(tuple(only))]
 
 
 def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = None, only=None) -> list[Path]:
-    """Run the notebooks for one config; tables and figures go to cfg.results, executed copies to executed/ in there.
+    """Run the notebooks for one config; tables and figures go to cfg.results, executed copies to executed/ in
+    there.
 
     profile, seed, overrides: as in `config.resolve`, checked before anything runs. only: see `notebooks`.
-    Returns the executed notebooks. Raises RuntimeError naming notebook, cell and error at the first failure, OSError
-    when the disk is full, ValueError for a notebook whose parameters are not exactly profile, seed and overrides.
+    Returns the executed notebooks. Raises RuntimeError naming notebook, cell and error at the first failure,
+    OSError when the disk is full, ValueError for a notebook whose parameters are not exactly profile, seed
+    and overrides.
     """
     cfg = resolve(profile, seed, overrides)
     todo = notebooks(only)
@@ -48,8 +55,10 @@ def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = N
         tmp.touch()
     (folder / "writable").unlink()
     if (free := shutil.disk_usage(folder).free) < NEEDED:
-        raise OSError(f"no disk space: {free:,} bytes are free in {folder}, a run needs {NEEDED:,}; "
-                      "free some, or set IFCSR_RESULTS to a folder on a larger disk")  # fmt: skip
+        raise OSError(
+            f"no disk space: {free:,} bytes are free in {folder}, a run needs {NEEDED:,}; "
+            "free some, or set IFCSR_RESULTS to a folder on a larger disk"
+        )
     parameters = {"profile": cfg.profile, "seed": cfg.seed, "overrides": overrides or {}}
     print(f"{len(todo)} notebooks, profile {cfg.profile}, seed {cfg.seed}, config {cfg.hash}", flush=True)
     begin, done = time.monotonic(), []
@@ -70,21 +79,31 @@ def check_parameters(path: Path) -> None:
 
     names = set(papermill.inspect_notebook(str(path)))
     if names != PARAMETERS:
-        raise ValueError(f"{path} takes the parameters {sorted(names)}; its cell tagged 'parameters' must set exactly "
-                         f"{sorted(PARAMETERS)}")  # fmt: skip
+        raise ValueError(
+            f"{path} takes the parameters {sorted(names)}; its cell tagged 'parameters' must set exactly "
+            f"{sorted(PARAMETERS)}"
+        )
 
 
 def _run(path: Path, target: Path, parameters: dict, limit: int | None) -> Path:
-    """Run one notebook; `target` is replaced when it succeeds, otherwise the attempt is kept as <name>.failed.ipynb."""
+    """Run one notebook; `target` is replaced when it succeeds, otherwise the attempt is kept as
+    <name>.failed.ipynb.
+    """
     import papermill
 
     failed = target.with_suffix(".failed.ipynb")
     with atomic(target) as tmp:
         try:
             papermill.execute_notebook(
-                str(path), str(tmp), parameters, kernel_name="python3", cwd=str(ROOT), start_timeout=180,
-                execution_timeout=limit, progress_bar={"desc": "  cells", "leave": False, "disable": None},
-            )  # fmt: skip
+                str(path),
+                str(tmp),
+                parameters,
+                kernel_name="python3",
+                cwd=str(ROOT),
+                start_timeout=180,
+                execution_timeout=limit,
+                progress_bar={"desc": "  cells", "leave": False, "disable": None},
+            )
         except Exception as error:
             if tmp.is_file():
                 os.replace(tmp, failed)
@@ -100,7 +119,9 @@ def _story(path: Path, failed: Path, error: Exception) -> str:
     dead = " (its kernel died: out of memory?)" if "DeadKernel" in type(error).__name__ else ""
     cell = "a cell"
     with contextlib.suppress(OSError, ValueError, IndexError):
-        codes = [c for c in json.loads(failed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        codes = [
+            c for c in json.loads(failed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
+        ]
         number = sum(c["metadata"]["papermill"]["status"] != "pending" for c in codes)
         cell = f"code cell {number}, which begins {''.join(codes[number - 1]['source']).splitlines()[0]!r}"
     return f"{path.name} failed in {cell}{dead}\n  {last}\n  executed so far: {failed}"
@@ -112,16 +133,20 @@ def _minutes(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _kernel_environment():
-    """Kernel `python3` is this interpreter, whatever is registered on the machine, and finds ifcsr_lib anywhere."""
+    """Kernel `python3` is this interpreter, whatever is registered on the machine, and finds ifcsr_lib
+    anywhere.
+    """
     from ipykernel.kernelspec import write_kernel_spec
 
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        # its command is sys.executable; below an error it only warns about unencrypted loopback, once a notebook
+        # its command is sys.executable; below an error it only warns about unencrypted loopback, once a
+        # notebook
         write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])
         for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(ROOT))):
             os.environ[name] = os.pathsep.join(filter(None, [first, before.get(name)]))
-        for name in {"IFCSR_RESULTS", "IFCSR_DATA"} & set(before):  # relative to where you typed, kernels run in ROOT
+        # relative to where you typed, kernels run in ROOT
+        for name in {"IFCSR_RESULTS", "IFCSR_DATA"} & set(before):
             os.environ[name] = os.path.abspath(user_path(before[name])) if before[name] else ""
         os.environ.setdefault("PYTHONHASHSEED", "0")
         try:

@@ -1,10 +1,11 @@
 """One training loop for every objective of the kit, with atomic checkpoints and exact resume.
 
-An objective has `name`, `modules()` (what to move to the device), `trainable()` -> {name: Parameter} and `loss(batch)` ->
-(scalar tensor, {name: float}). The method's three stand below the loop.
+An objective has `name`, `modules()` (what to move to the device), `trainable()` -> {name: Parameter} and
+`loss(batch)` -> (scalar tensor, {name: float}). The method's three stand below the loop.
 Started by `accelerate launch` or `torchrun` the loop runs in every process, on one device each.
-All randomness of a step follows from (seed, sample index), so the position alone restores the stream: a resumed run ends
-bit for bit where an uninterrupted one ends, and the number of processes or workers changes no sample.
+All randomness of a step follows from (seed, sample index), so the position alone restores the stream: a
+resumed run ends bit for bit where an uninterrupted one ends, and the number of processes or workers changes
+no sample.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from .nets.latents import has_posterior
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
-    """Rate at `step` of `steps`: constant, or a cosine from lr to lr / 100 after a warm-up of 2 % of the run."""
+    """Rate at `step` of `steps`: constant, or a cosine from lr to lr / 100 after a warm-up of 2 %
+    of the run.
+    """
     if cfg.schedule == "constant":
         return cfg.lr
     warm = max(1, steps // 50)
@@ -54,21 +57,25 @@ def train(
 ) -> list[dict]:
     """Minimise objective.loss over `steps` steps with AdamW; continue from folder/last.pt if it is there.
 
-    A step sees cfg.batch x cfg.gradient_accumulation x processes images. With cfg.ema the trained weights end as their average.
+    A step sees cfg.batch x cfg.gradient_accumulation x processes images. With cfg.ema the trained weights end
+    as their average.
 
-    samples: samples[i] -> dict of tensors and strings for sample index i >= 0 (an endless stream; see data.Crops).
-    folder: receives last.pt (trained weights, optimiser, generators, position, history) every cfg.checkpoint_every steps, and
-        log/ for TensorBoard when cfg.log_every is set.
-    on_step: called with {"step", "steps", "loss", "lr", "seconds", ...} after every step, in the main process only.
+    samples: samples[i] -> dict of tensors and strings for sample index i >= 0 (an endless stream; see
+        data.Crops).
+    folder: receives last.pt (trained weights, optimiser, generators, position, history) every
+        cfg.checkpoint_every steps, and log/ for TensorBoard when cfg.log_every is set.
+    on_step: called with {"step", "steps", "loss", "lr", "seconds", ...} after every step, in the main process
+        only.
     workers: processes that read samples, default cfg.workers.
-    Returns the history, a dict a step. Raises FloatingPointError on a loss or gradient that is not finite, ValueError when
-    last.pt belongs to another run, ChildProcessError when a worker died, OSError when the disk is full. SIGTERM ends the run
-    after the step in progress with a checkpoint and SystemExit(143).
+    Returns the history, a dict a step. Raises FloatingPointError on a loss or gradient that is not finite,
+    ValueError when last.pt belongs to another run, ChildProcessError when a worker died, OSError when the
+    disk is full. SIGTERM ends the run after the step in progress with a checkpoint and SystemExit(143).
     """
     # precision is `precision`'s below, so that one Python process can train in both
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     for module in objective.modules():
-        module.to(accelerator.device, memory_format=torch.channels_last)  # a sixth less time a step on two CPU cores
+        # a sixth less time a step on two CPU cores
+        module.to(accelerator.device, memory_format=torch.channels_last)
     with speed_and_memory(objective, cfg), _told_to_stop() as told:
         return _steps(objective, samples, cfg, Path(folder), steps, on_step, workers, accelerator, told)
 
@@ -80,13 +87,23 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
         named.values(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay
     )
     average = EMAModel(list(named.values()), decay=cfg.ema) if cfg.ema else None
-    run = _Checkpoint(folder / "last.pt", objective, named, optimiser, average, cfg, steps, _images(cfg, accelerator))
+    run = _Checkpoint(
+        folder / "last.pt", objective, named, optimiser, average, cfg, steps, _images(cfg, accelerator)
+    )
     start, history = run.resume()
     if len(starts := set(accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist())) > 1:
-        raise ValueError(f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(starts)))}): {run.path} "
-                         "must lie on a disk that all nodes share (IFCSR_RESULTS)")  # fmt: skip
-    log = _Log(folder, objective, samples, cfg, start) if cfg.log_every and accelerator.is_main_process else None
-    loader = iter(_loader(samples, start, steps, cfg, accelerator, cfg.workers if workers is None else workers))
+        raise ValueError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(starts)))}): "
+            f"{run.path} must lie on a disk that all nodes share (IFCSR_RESULTS)"
+        )
+    log = (
+        _Log(folder, objective, samples, cfg, start)
+        if cfg.log_every and accelerator.is_main_process
+        else None
+    )
+    loader = iter(
+        _loader(samples, start, steps, cfg, accelerator, cfg.workers if workers is None else workers)
+    )
     main, micro, moving = accelerator.is_main_process, cfg.gradient_accumulation, False
     try:
         for step in range(start, steps):
@@ -97,7 +114,9 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
             optimiser.zero_grad(set_to_none=True)
             total, logs, names = 0.0, {}, []
             for i in range(micro):
-                batch = {k: v.to(accelerator.device) if torch.is_tensor(v) else v for k, v in next(loader).items()}
+                batch = {
+                    k: v.to(accelerator.device) if torch.is_tensor(v) else v for k, v in next(loader).items()
+                }
                 names += batch.get("name", ["unnamed"])
                 # gradients travel between processes once a step, with its last pass
                 with contextlib.nullcontext() if i + 1 == micro else accelerator.no_sync(wrapped):
@@ -108,19 +127,22 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
                 logs = {k: logs.get(k, 0.0) + v / micro for k, v in extra.items()}
             norm = torch.nn.utils.clip_grad_norm_(list(named.values()), cfg.clip)
             flags = torch.stack([total.float(), torch.tensor(float(bool(told)), device=total.device)])
-            value, stop = accelerator.gather(flags.unsqueeze(0)).mean(0).tolist()  # one process told to stop stops all
+            # one process told to stop stops all
+            value, stop = accelerator.gather(flags.unsqueeze(0)).mean(0).tolist()
             if not (math.isfinite(value) and math.isfinite(norm.item())):
                 raise FloatingPointError(
-                    f"{objective.name}, step {step + 1}: loss {value}, gradient norm {norm.item()}. Images of this batch: "
-                    f"{', '.join(map(str, names))}. Try a lower lr (now {rate:.3g}), precision='no' (now {cfg.precision!r}), "
-                    f"or look at these images. Last good checkpoint: "
+                    f"{objective.name}, step {step + 1}: loss {value}, gradient norm {norm.item()}. Images "
+                    f"of this batch: {', '.join(map(str, names))}. Try a lower lr (now {rate:.3g}), "
+                    f"precision='no' (now {cfg.precision!r}), or look at these images. Last good checkpoint: "
                     f"{f'{run.path.name}, kept' if run.path.exists() else 'none yet'}."
                 )
             moving = True
             optimiser.step()
             if average:
                 average.step(list(named.values()))
-            history.append({"step": step + 1, "loss": value, "lr": rate, "seconds": time.perf_counter() - began, **logs})
+            history.append(
+                {"step": step + 1, "loss": value, "lr": rate, "seconds": time.perf_counter() - began, **logs}
+            )
             moving = False
             if main:
                 if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == steps or stop:
@@ -142,8 +164,9 @@ def _steps(objective, samples, cfg, folder, steps, on_step, workers, accelerator
             raise _stopped(run.path, len(history), main) from None
         raise ChildProcessError(
             f"{objective.name}: a process that reads images died after step {len(history)} "
-            f"({str(error).splitlines()[0].rstrip('.')}), often for lack of memory. {run.path if run.path.exists() else 'No checkpoint'}"
-            f" is kept, and the same command goes on from there; if it happens again, set fewer workers (now {loader._num_workers})"
+            f"({str(error).splitlines()[0].rstrip('.')}), often for lack of memory. "
+            f"{run.path if run.path.exists() else 'No checkpoint'} is kept, and the same command goes on "
+            f"from there; if it happens again, set fewer workers (now {loader._num_workers})"
         ) from error
     if average:
         average.copy_to(list(named.values()))
@@ -156,18 +179,22 @@ def precision(cfg: Config, device: torch.device):
 
 
 def _float32(device: torch.device):
-    # DECISION D31: degradation and distances in float32, since a bf16 image has about as few steps as an 8-bit one has errors
+    # DECISION D31: degradation and distances in float32, since a bf16 image has about as few steps as an
+    # 8-bit one has errors
     return torch.autocast(device.type, enabled=False)
 
 
 @contextlib.contextmanager
 def speed_and_memory(objective, cfg: Config):
-    """For the time of a training: frozen nets in bf16, checkpointed or compiled as cfg says; afterwards all is as it was."""
+    """For the time of a training: frozen nets in bf16, checkpointed or compiled as cfg says; afterwards all
+    is as it was.
+    """
     model, kept = getattr(objective, "model", None), {}
     compiled = [] if model is None or cfg.compile == "no" else [model.unet, model.vae.decoder]
     try:
         if model is not None and cfg.precision == "bf16":
-            # DECISION D30: frozen UNet and VAE are held in bf16, 2 GB less and no cast a step; put back afterwards
+            # DECISION D30: frozen UNet and VAE are held in bf16, 2 GB less and no cast a step; put back
+            # afterwards
             lora = {id(p) for name in model.adapters for p in model.adapter(name).values()}
             for p in (*model.unet.parameters(), *model.vae.parameters()):
                 if id(p) not in lora:
@@ -191,7 +218,8 @@ def speed_and_memory(objective, cfg: Config):
 def _told_to_stop():
     """A list that gets an entry at SIGTERM, instead of the process ending there and then."""
     told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+    # Python lets no other thread handle signals
+    if threading.current_thread() is not threading.main_thread():
         yield told
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
@@ -203,17 +231,26 @@ def _told_to_stop():
 
 def _stopped(path: Path, step: int, main: bool) -> SystemExit:
     if main:
-        print(f"stopped by SIGTERM after step {step}; {path} holds it, and the same command goes on from there", file=sys.stderr)
+        print(
+            f"stopped by SIGTERM after step {step}; {path} holds it, and the same command goes on from there",
+            file=sys.stderr,
+        )
     return SystemExit(128 + signal.SIGTERM)
 
 
 class _Log:
-    """TensorBoard's files in folder/log: loss, rate and seconds of every step, objective.strip every cfg.log_every steps."""
+    """TensorBoard's files in folder/log: loss, rate and seconds of every step, objective.strip every
+    cfg.log_every steps.
+    """
 
     def __init__(self, folder: Path, objective, samples, cfg: Config, start: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer, self.objective, self.cfg = SummaryWriter(folder / "log", purge_step=start + 1), objective, cfg
+        self.writer, self.objective, self.cfg = (
+            SummaryWriter(folder / "log", purge_step=start + 1),
+            objective,
+            cfg,
+        )
         self.batch = default_collate([samples[0]])  # the same photograph all along
 
     def __call__(self, row: dict) -> None:
@@ -245,8 +282,12 @@ def _images(cfg: Config, accelerator: Accelerator) -> int:
     return cfg.batch * cfg.gradient_accumulation * accelerator.num_processes
 
 
-def _loader(samples, start: int, steps: int, cfg: Config, accelerator: Accelerator, workers: int) -> DataLoader:
-    """Batches of sample indices: step s holds s*B ... (s+1)*B - 1 of its B images, split over passes and processes."""
+def _loader(
+    samples, start: int, steps: int, cfg: Config, accelerator: Accelerator, workers: int
+) -> DataLoader:
+    """Batches of sample indices: step s holds s*B ... (s+1)*B - 1 of its B images, split over passes and
+    processes.
+    """
     each = cfg.batch * accelerator.num_processes
     first = accelerator.process_index * cfg.batch
     passes = range(start * cfg.gradient_accumulation, steps * cfg.gradient_accumulation)
@@ -257,9 +298,25 @@ def _loader(samples, start: int, steps: int, cfg: Config, accelerator: Accelerat
 class _Checkpoint:
     """last.pt: everything a run needs to go on, and whose it is."""
 
-    def __init__(self, path: Path, objective, named: dict, optimiser, average: EMAModel | None, cfg: Config, steps: int, images: int):
+    def __init__(
+        self,
+        path: Path,
+        objective,
+        named: dict,
+        optimiser,
+        average: EMAModel | None,
+        cfg: Config,
+        steps: int,
+        images: int,
+    ):
         self.path, self.named, self.optimiser, self.average = path, named, optimiser, average
-        self.run = {"objective": objective.name, "profile": cfg.profile, "config": cfg.hash, "steps": steps, "images a step": images}
+        self.run = {
+            "objective": objective.name,
+            "profile": cfg.profile,
+            "config": cfg.hash,
+            "steps": steps,
+            "images a step": images,
+        }
         self.settings = recorded(cfg)
 
     def save(self, history: list[dict]) -> None:
@@ -292,10 +349,16 @@ class _Checkpoint:
             wanted = {**wanted, "images a step": there.get("images a step")}
         if there != wanted:
             pairs = [(k, there.get(k), v) for k, v in wanted.items() if k != "config"]
-            pairs += [(k, settings.get(k), v) for k, v in self.settings.items() if there["config"] != wanted["config"]]
+            pairs += [
+                (k, settings.get(k), v)
+                for k, v in self.settings.items()
+                if there["config"] != wanted["config"]
+            ]
             differ = dict.fromkeys(f"{k} {a!r} there and {b!r} here" for k, a, b in pairs if a != b)
-            raise ValueError(f"{self.path} is of another run: {', '.join(differ)}. Use the settings and the number of processes "
-                             "of that run, or another folder, or delete it")  # fmt: skip
+            raise ValueError(
+                f"{self.path} is of another run: {', '.join(differ)}. Use the settings and the number of "
+                "processes of that run, or another folder, or delete it"
+            )
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(state["weights"][name])
@@ -308,10 +371,20 @@ class _Checkpoint:
 
 
 def run_folder(model: IFCSR, name: str) -> Path:
-    """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so that a run
-    continues its own checkpoint and never another's."""
+    """results/<profile>/runs/<name>-<hash>: the hash covers config, backbone and the code that trains, so
+    that a run continues its own checkpoint and never another's.
+    """
     here = Path(__file__).parent
-    files = "nets/backbone", "data/crops", "data/patches", "degradation", "loss", "models", "data/streams", "trainer"
+    files = (
+        "nets/backbone",
+        "data/crops",
+        "data/patches",
+        "degradation",
+        "loss",
+        "models",
+        "data/streams",
+        "trainer",
+    )
     code = [sha256(here / f"{m}.py") for m in files]
     text = " ".join([model.cfg.hash, model.source["hash"], *code])
     return model.cfg.results / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -320,9 +393,9 @@ def run_folder(model: IFCSR, name: str) -> Path:
 def run_stage(cfg: Config, stage: int, on_step: Callable[[dict], None] | None = None) -> Path:
     """Train stage 1 or 2 as notebooks 02 and 03 do, with their checkpoint folders, and save what they save.
 
-    Stage 1 writes results/<profile>/adapters/fidelity.safetensors; stage 2 reads it and writes realism.safetensors and
-    ifcsr.json. The notebook, run afterwards with the same settings, finds the training finished and draws its figures.
-    Returns the file. Raises what `train` and results.require raise.
+    Stage 1 writes results/<profile>/adapters/fidelity.safetensors; stage 2 reads it and writes
+    realism.safetensors and ifcsr.json. The notebook, run afterwards with the same settings, finds the
+    training finished and draws its figures. Returns the file. Raises what `train` and results.require raise.
     """
     began, model, adapters = time.perf_counter(), new(cfg), cfg.results / "adapters"
     name, fidelity = ADAPTERS[stage - 1], adapters / "fidelity.safetensors"
@@ -346,19 +419,24 @@ def run_stage(cfg: Config, stage: int, on_step: Callable[[dict], None] | None = 
 def fit(cfg: Config, recipe: str, samples, distance: FeatureDistance, steps: int, on_step=None) -> IFCSR:
     """Train a new model by a recipe of the ablation, with 2 x `steps` optimiser steps whichever it is.
 
-    recipe: "joint" (single stage, baseline loss) or "two stages" (E2 then E3 with cfg.k; k = 1 is the baseline loss).
+    recipe: "joint" (single stage, baseline loss) or "two stages" (E2 then E3 with cfg.k; k = 1 is the
+        baseline loss).
     """
     stages = {"joint": [(Joint, 2 * steps)], "two stages": [(Stage1, steps), (Stage2, steps)]}
     if recipe not in stages:
         raise ValueError(f"recipe={recipe!r}; allowed: {', '.join(map(repr, stages))}")
     model = new(cfg)
     for stage, count in stages[recipe]:
-        train(stage(model, distance), samples, cfg, run_folder(model, f"ablation-{stage.name}"), count, on_step)
+        train(
+            stage(model, distance), samples, cfg, run_folder(model, f"ablation-{stage.name}"), count, on_step
+        )
     return model
 
 
 class _Stage:
-    """What the method's objectives share: the model, the distance, and a batch's x_H, x_L and posterior noise."""
+    """What the method's objectives share: the model, the distance, and a batch's x_H, x_L and posterior
+    noise.
+    """
 
     def __init__(self, model: IFCSR, distance: FeatureDistance):
         self.model, self.distance, self.cfg = model, distance, model.cfg
@@ -387,7 +465,9 @@ class _Stage:
             return specialised_loss(self.distance(x.float(), x_H), depth_weights(k, direction))
 
     def strip(self, batch: dict) -> torch.Tensor:
-        """x_L, x_fid, three blends, x_real, x_H of the batch's first image beside each other, (3, H, 7 W) in [0, 1]."""
+        """x_L, x_fid, three blends, x_real, x_H of the batch's first image beside each other, (3, H, 7 W) in
+        [0, 1].
+        """
         x_H, x_L, noise = (x[:1] for x in self.inputs(batch))
         x_fid, x_real = (x.float().clamp(0, 1) for x in self.model.restore_both(x_L, noise))
         blends = [blend(x_fid, x_real, gamma) for gamma in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -427,7 +507,9 @@ class Stage2(_Stage):
 
 
 class Joint(_Stage):
-    """The ablation's single stage: theta and phi together minimise E_gamma L(x_hat, x_H) with the baseline loss."""
+    """The ablation's single stage: theta and phi together minimise E_gamma L(x_hat, x_H) with the baseline
+    loss.
+    """
 
     name = "joint"
 

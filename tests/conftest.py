@@ -1,4 +1,6 @@
-"""Shared fixtures, and the marker of each folder. Nothing here needs a network, a GPU or a file outside the repository."""
+"""Shared fixtures, and the marker of each folder. Nothing here needs a network, a GPU or a file outside the
+repository.
+"""
 
 import os
 from pathlib import Path
@@ -12,7 +14,9 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """tests/unit/... is marked `unit`, tests/flows/... `flows`, and so on (pyproject.toml lists the markers)."""
+    """tests/unit/... is marked `unit`, tests/flows/... `flows`, and so on (pyproject.toml lists the
+    markers).
+    """
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(item.path.relative_to(HERE).parts[0])
@@ -42,7 +46,9 @@ def crops():
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
-    """A very small SD-shaped backbone with random weights, in diffusers' layout: a real UNet and a real AutoencoderKL."""
+    """A very small SD-shaped backbone with random weights, in diffusers' layout: a real UNet and a real
+    AutoencoderKL.
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file

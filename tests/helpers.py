@@ -16,7 +16,9 @@ def noise_crops() -> Crops:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    return Crops({f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0)
+    return Crops(
+        {f"photo{i}": rng.integers(0, 256, (80, 90, 3), dtype=np.uint8) for i in range(3)}, 64, seed=0
+    )
 
 
 def distance() -> FeatureDistance:
@@ -26,7 +28,9 @@ def distance() -> FeatureDistance:
 
 
 def randomised(model, *names: str, std=0.05):
-    """The model with random LoRA weights in these adapters (all of its own by default), so that they differ."""
+    """The model with random LoRA weights in these adapters (all of its own by default), so that
+    they differ.
+    """
     torch.manual_seed(1)
     with torch.no_grad():
         for name in names or model.adapters:

@@ -6,8 +6,8 @@
                                              into results/paper/tables/training_cost.csv
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; TABLES lists the names. Everything else is
-left alone. "decisions" keeps its text: a row without a tag in the code is removed, a new tag gets a row that says
-TODO.
+left alone. "decisions" keeps its text: a row without a tag in the code is removed, a new tag gets a row that
+says TODO.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """`text` with every marked table as it should be. Raises ValueError for an unknown name or an open marker."""
+    """`text` with every marked table as it should be. Raises ValueError for an unknown name or an open
+    marker.
+    """
     marks = len(re.findall(r"^<!-- table:", text, re.MULTILINE))
     found = MARKED.findall(text)
     if unknown := [name for _, name, *_ in found if name not in TABLES]:

@@ -1,8 +1,10 @@
-"""Take the pictures of the slider in docs/ anew: JupyterLab light and dark, the exported page at desktop and phone width.
+"""Take the pictures of the slider in docs/ anew: JupyterLab light and dark, the exported page at desktop and
+phone width.
 
     python tools/slider_pictures.py
 
-Needs chromium and chromedriver, as the tests do. The photograph is coffee, degraded with the light preset, seed 0.
+Needs chromium and chromedriver, as the tests do. The photograph is coffee, degraded with the light preset,
+seed 0.
 """
 
 import base64
@@ -28,7 +30,8 @@ lq = degradation.degrade(hr, 0, "light", data.HELDOUT_INDEX)
 model = ifcsr.load("pocket")
 ends = model.endpoints(lq)"""
 SHOW = 'explorer = Explorer(ends, lq, hr, names=["coffee"], model=model)\nexplorer'
-WIPE = """const root = document.querySelector(".ifcsr"), box = root.querySelector("[aria-label='compare with']");
+WIPE = """const root = document.querySelector(".ifcsr");
+const box = root.querySelector("[aria-label='compare with']");
 root.querySelector("details").open = true; box.value = "bicubic"; box.dispatchEvent(new Event("change"));
 await new Promise(done => setTimeout(done, 800)); root.querySelector(".ifcsr-stages").scrollIntoView();"""
 
@@ -50,7 +53,11 @@ def in_lab(folder: Path) -> None:
             open_notebook(driver, port, token, "slider.ipynb")
             run_cell(driver, 0)
             run_cell(driver, 1)
-            until(driver, "const e = document.querySelector('.ifcsr'); if (!e) return false; await e.ifcsr.ready; return true;")
+            until(
+                driver,
+                "const e = document.querySelector('.ifcsr'); if (!e) return false; await e.ifcsr.ready; "
+                "return true;",
+            )
             run_cell(driver, 2)
             js(driver, WIPE)
             time.sleep(1)

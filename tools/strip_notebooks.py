@@ -1,13 +1,13 @@
 """Keep notebooks free of output, except where nbval compares it.
 
     python tools/strip_notebooks.py                     strip notebooks/*.ipynb (or the files named)
-    python tools/strip_notebooks.py --check             change nothing; exit 1 and name those that are not clean
-    python tools/strip_notebooks.py --from FOLDER       first take the compared outputs from executed copies there,
-                                                        for example results/smoke/executed after
+    python tools/strip_notebooks.py --check             change nothing; exit 1 and name those that are not
+    clean python tools/strip_notebooks.py --from FOLDER       first take the compared outputs from executed
+    copies there, for example results/smoke/executed after
                                                         `python -m ifcsr_lib reproduce --profile smoke`
 
-nbval compares a cell only when it has an execution count. So cells tagged `nbval-check-output` keep output and count,
-every other cell loses both. Running it twice changes nothing.
+nbval compares a cell only when it has an execution count. So cells tagged `nbval-check-output` keep output
+and count, every other cell loses both. Running it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def strip(nb):
     nb.nbformat, nb.nbformat_minor = 4, 5
     codes = [cell for cell in nb.cells if cell.cell_type == "code"]
     for cell in nb.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        cell.metadata = nbformat.from_dict(
+            {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        )
     for number, cell in enumerate(codes, 1):
         if not tagged(cell):
             cell.outputs, cell.execution_count = [], None
@@ -63,18 +65,28 @@ def refresh(nb, executed) -> None:
     for cell in filter(tagged, nb.cells):
         other = ran.get(cell.id)
         if other is None or other.source != cell.source or other.execution_count is None:
-            raise ValueError(f"cell {cell.source.splitlines()[0]!r} was not run in this form: run the notebook again")
+            raise ValueError(
+                f"cell {cell.source.splitlines()[0]!r} was not run in this form: run the notebook again"
+            )
         cell.outputs, cell.execution_count = other.outputs, other.execution_count
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path, help="default: notebooks/*.ipynb")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 when a notebook is not clean")
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="folder of executed copies")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, exit 1 when a notebook is not clean"
+    )
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="FOLDER", help="folder of executed copies"
+    )
     args = parser.parse_args(argv)
     if args.source and not args.source.is_dir():
-        parser.error(f"--from {args.source}: no such folder; run `python -m ifcsr_lib reproduce --profile smoke` first")
+        parser.error(
+            f"--from {args.source}: no such folder; run `python -m ifcsr_lib reproduce --profile smoke` first"
+        )
     bad = 0
     for path in args.files or sorted((ROOT / "notebooks").glob("*.ipynb")):
         try:

@@ -1,9 +1,10 @@
 """The command line: python -m ifcsr_lib COMMAND; --help lists the commands.
 
-One file per command, each with TEXT, STORY and EXAMPLE for its help, `add(parser)` for its arguments and `run(args)`, which
-returns the exit code. Heavy imports wait inside `run`, so that help needs no torch.
+One file per command, each with TEXT, STORY and EXAMPLE for its help, `add(parser)` for its arguments and
+`run(args)`, which returns the exit code. Heavy imports wait inside `run`, so that help needs no torch.
 
-Exit codes: 0 done; 1 some images failed (each is reported, the others are written) or a data set is not complete;
+Exit codes: 0 done; 1 some images failed (each is reported, the others are written) or a data set is not
+    complete;
 2 wrong usage, or an error that stopped everything; 130 interrupted.
 """
 
@@ -22,7 +23,8 @@ COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reprod
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command (argv without the program name; None takes sys.argv) and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show must not decide about the work
+    # a file name that the terminal cannot show must not decide about the work
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
@@ -42,16 +44,22 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m ifcsr_lib", formatter_class=raw,
-        description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) to "
-                    "realism (gamma 1).",
-        epilog="Each command has its own --help. IFCSR_DEBUG=1 shows tracebacks.")  # fmt: skip
+        prog="python -m ifcsr_lib",
+        formatter_class=raw,
+        description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) "
+        "to realism (gamma 1).",
+        epilog="Each command has its own --help. IFCSR_DEBUG=1 shows tracebacks.",
+    )
     parser.add_argument("--version", action="version", version=f"ifcsr_lib {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
         command = commands.add_parser(
-            module.__name__.rpartition(".")[2], help=module.TEXT, formatter_class=raw,
-            description=f"{module.TEXT}\n\n{module.STORY}", epilog=f"example:\n  {module.EXAMPLE}")  # fmt: skip
+            module.__name__.rpartition(".")[2],
+            help=module.TEXT,
+            formatter_class=raw,
+            description=f"{module.TEXT}\n\n{module.STORY}",
+            epilog=f"example:\n  {module.EXAMPLE}",
+        )
         module.add(command)
         command.set_defaults(run=module.run)
     return parser

@@ -18,13 +18,19 @@ EXAMPLE = "python -m ifcsr_lib benchmark realsr --gammas 0 0.5 1 --metrics psnr 
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", metavar="NAME", help="realsr, drealsr or div2k_val: NAME/LR and NAME/HR in $IFCSR_DATA")
+    p.add_argument(
+        "name", metavar="NAME", help="realsr, drealsr or div2k_val: NAME/LR and NAME/HR in $IFCSR_DATA"
+    )
     p.add_argument("--model", type=name_or_path, default="pocket", help=MODEL)
     p.add_argument("--gammas", nargs="+", type=gamma, metavar="GAMMA", help="default 0 0.1 ... 1")
-    p.add_argument("--metrics", nargs="+", metavar="METRIC", help="such as psnr ssim lpips niqe (default: all)")
+    p.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", help="such as psnr ssim lpips niqe (default: all)"
+    )
     p.add_argument("--colour-fix", choices=("none", "adain"), help="default: the model's own setting")
     p.add_argument("--limit", type=int, metavar="N", help="only the first N images, by name")
-    p.add_argument("--processes", type=int, default=1, metavar="N", help="share the images among N (one per GPU)")
+    p.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="share the images among N (one per GPU)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluate import metrics as evaluate
 
     rows = benchmark.files(args.name, args.limit)
-    gammas, metrics = evaluate.check_gammas(args.gammas or evaluate.GAMMAS), evaluate.check_metrics(args.metrics, hr=True)
+    gammas, metrics = (
+        evaluate.check_gammas(args.gammas or evaluate.GAMMAS),
+        evaluate.check_metrics(args.metrics, hr=True),
+    )
     if args.processes < 1:
         raise ValueError(f"--processes {args.processes}; allowed: 1 or more")
     if args.processes > 1 and "RANK" not in os.environ:
@@ -54,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"written: {write_table(means, f'benchmark_{name}', model.cfg, inputs)}")
     if model.cfg.profile == "paper" and not args.limit:
         against = benchmark.compare_reported(table, args.name, model.cfg)
-        print(against.to_string(index=False) if len(against) else "the paper's numbers of it are not known here")
+        print(
+            against.to_string(index=False) if len(against) else "the paper's numbers of it are not known here"
+        )
         if len(against):
             print(f"written: {write_table(against, f'reported_{name}', model.cfg, inputs)}")
     return 0
@@ -69,7 +80,16 @@ def _launch(count: int, argv: list[str]) -> int:
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise ValueError(f"--processes {count}; allowed: up to {torch.cuda.device_count()}, one per GPU")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count),
-               "-m", "ifcsr_lib", *argv]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        "-m",
+        "ifcsr_lib",
+        *argv,
+    ]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False)
     return 2 if done.returncode else 0

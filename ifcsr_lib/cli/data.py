@@ -17,12 +17,31 @@ EXAMPLE = "python -m ifcsr_lib data realsr --from OSEDiff/"
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", metavar="NAME", nargs="?", help="ffhq, lsdir, realsr, drealsr or div2k_val (default: list all)")
-    p.add_argument("--from", dest="sources", nargs="+", type=name_or_path, metavar="SOURCE", default=[],
-                   help="folders, .zip, .tar, .tar.gz or http(s) addresses to prepare it from")  # fmt: skip
-    p.add_argument("--shards", type=int, metavar="N", help="also write tar shards of N images each (training sets)")
-    p.add_argument("--bad-images", type=float, default=0.01, metavar="SHARE",
-                   help="go on without damaged training images up to this share (default 0.01)")  # fmt: skip
+    p.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="ffhq, lsdir, realsr, drealsr or div2k_val (default: list all)",
+    )
+    p.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=name_or_path,
+        metavar="SOURCE",
+        default=[],
+        help="folders, .zip, .tar, .tar.gz or http(s) addresses to prepare it from",
+    )
+    p.add_argument(
+        "--shards", type=int, metavar="N", help="also write tar shards of N images each (training sets)"
+    )
+    p.add_argument(
+        "--bad-images",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="go on without damaged training images up to this share (default 0.01)",
+    )
     p.add_argument("--quick", action="store_true", help="verify without hashes: names and sizes only")
 
 
@@ -33,12 +52,19 @@ def run(args: argparse.Namespace) -> int:
         if args.sources or args.shards is not None:
             raise ValueError(f"--from and --shards need NAME; allowed: {', '.join(DATASETS)}")
         there = path_setting("IFCSR_DATA")
-        print(f"$IFCSR_DATA is {home()}" if there else
-              "$IFCSR_DATA is not set; set it to a folder that may hold the data sets")  # fmt: skip
+        print(
+            f"$IFCSR_DATA is {home()}"
+            if there
+            else "$IFCSR_DATA is not set; set it to a folder that may hold the data sets"
+        )
         for name, data in DATASETS.items():
             print("\n" + report(verify(name, hashes=False) if there else State(data, None)))
         return 0
-    state = prepare(args.name, args.sources, args.bad_images) if args.sources else verify(args.name, not args.quick)
+    state = (
+        prepare(args.name, args.sources, args.bad_images)
+        if args.sources
+        else verify(args.name, not args.quick)
+    )
     if args.shards is not None:
         write_shards(args.name, args.shards)
         state = verify(args.name, hashes=False)

@@ -1,7 +1,9 @@
-"""What a training costs before it starts: memory and arithmetic counted on tensors without data, hours from stated rates.
+"""What a training costs before it starts: memory and arithmetic counted on tensors without data, hours from
+stated rates.
 
-`cost` runs one real training step of trainer.Stage1 or Stage2 under PyTorch's FakeTensorMode: every operation, shape and
-dtype of the step, no data, no download, no GPU. Figures made here are computed, not measured.
+`cost` runs one real training step of trainer.Stage1 or Stage2 under PyTorch's FakeTensorMode: every
+operation, shape and dtype of the step, no data, no download, no GPU. Figures made here are computed, not
+measured.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from ..nets.pocket import PROMPT_TOKENS
 from ..trainer import Stage1, Stage2, precision, speed_and_memory
 
 PHOTOS = 95_000  # the paper's training set: FFHQ's first 10,000 and LSDIR's 85,000
-RESERVE = 1.5e9  # bytes for CUDA's context, cuDNN's workspaces and fragments, which no count of tensors sees; assumed
-# Reached, not peak, operations a second. H100 and A100: PiSA-SR's published .057 s and .09 s an image for encoder, UNet and
-# decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak (49 of 312), assumed to carry over.
+# bytes for CUDA's context, cuDNN's workspaces and fragments, which no count of tensors sees; assumed
+RESERVE = 1.5e9
+# Reached, not peak, operations a second. H100 and A100: PiSA-SR's published .057 s and .09 s an image for
+# encoder, UNet and decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak (49 of
+# 312), assumed to carry over.
 CARDS = {"H100": 78e12, "A100": 49e12, "RTX 4090": 26e12, "RTX 4070": 9e12}
 ASSUMED = ("RTX 4090", "RTX 4070")
 BY_MEMORY = {"24 GB": "RTX 4090", "12 GB": "RTX 4070"}  # which card a size stands for in `dry_run`
@@ -36,7 +40,8 @@ BY_MEMORY = {"24 GB": "RTX 4090", "12 GB": "RTX 4070"}  # which card a size stan
 class Meter(TorchDispatchMode):
     """Bytes of all tensors alive that were made inside, `now` and at their `peak`. Counts each storage once.
 
-    Python's cycle collector rests meanwhile: when it runs is chance, and checkpointed gradients leave it tensors to free.
+    Python's cycle collector rests meanwhile: when it runs is chance, and checkpointed gradients leave it
+    tensors to free.
     """
 
     def __init__(self):
@@ -70,20 +75,25 @@ class Meter(TorchDispatchMode):
 
 
 def shaped(cfg: Config) -> IFCSR:
-    """An IFCSR of the backbone's shape without its weights (backbone.shapes: pocket's, a folder's, a file's, a known hub id's)."""
+    """An IFCSR of the backbone's shape without its weights (backbone.shapes: pocket's, a folder's, a file's,
+    a known hub id's).
+    """
     unet_config, vae_config, *_ = shapes(cfg)
     vae_class = AutoencoderTiny if vae_config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
     unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class.from_config(vae_config)
-    prompt = torch.zeros(1, PROMPT_TOKENS if cfg.backbone == "pocket" else 77, unet.config.cross_attention_dim)
+    prompt = torch.zeros(
+        1, PROMPT_TOKENS if cfg.backbone == "pocket" else 77, unet.config.cross_attention_dim
+    )
     return IFCSR(cfg, unet, vae, prompt, {"id": cfg.backbone, "revision": None, "hash": "shape"})
 
 
 def cost(cfg: Config, stage: int) -> dict:
     """One step of stage 1 or 2 on one card: {"parameters", "trained", "weights", "peak", "operations"}.
 
-    weights: bytes of everything that stays (networks, LoRA, its gradients and AdamW's two moments). peak: the most bytes
-    alive at once, weights included, RESERVE not. operations: 2 per multiply-add, of all cfg.gradient_accumulation passes,
-    both directions. Degradation and ema are left out, and compile is not foreseen.
+    weights: bytes of everything that stays (networks, LoRA, its gradients and AdamW's two moments). peak: the
+    most bytes alive at once, weights included, RESERVE not. operations: 2 per multiply-add, of all
+    cfg.gradient_accumulation passes, both directions. Degradation and ema are left out, and compile is not
+    foreseen.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -104,7 +114,9 @@ def cost(cfg: Config, stage: int) -> dict:
         noise = torch.zeros(cfg.batch, model.unet.config.in_channels, side, side)
         objective.inputs, objective.gamma = lambda batch: (x, x, noise), lambda batch: 0.5
         lora = {id(p) for name in ADAPTERS for p in model.adapter(name).values()}
-        parameters = sum(p.numel() for p in (*model.unet.parameters(), *model.vae.parameters()) if id(p) not in lora)
+        parameters = sum(
+            p.numel() for p in (*model.unet.parameters(), *model.vae.parameters()) if id(p) not in lora
+        )
         trained = objective.trainable()
         with speed_and_memory(objective, cfg):
             for p in trained.values():
@@ -145,52 +157,68 @@ def _attention() -> dict:
     """The CPU's fused attention, which FlopCounterMode does not know; CUDA's does the same products."""
     from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-    aten = torch.ops.aten
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kw: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, out_shape=None, **kw: (
-            sdpa_backward_flop_count(grad, q, k, v)
-        ),
+        forward: lambda q, k, v, *args, out_shape=None, **kw: sdpa_flop_count(q, k, v),
+        backward: lambda grad, q, k, v, *args, out_shape=None, **kw: sdpa_backward_flop_count(grad, q, k, v),
     }
 
 
 def _norms_in_float32(model: nn.Module) -> list:
-    """What CUDA's autocast does with normalisations and a CPU's does not; their float32 inputs are kept for the way back."""
+    """What CUDA's autocast does with normalisations and a CPU's does not; their float32 inputs are kept for
+    the way back.
+    """
     norms = (m for m in model.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)))
     return [m.register_forward_pre_hook(lambda module, args: (args[0].float(), *args[1:])) for m in norms]
 
 
 def dry_run(cfg: Config, stage: int, cards: str = "1x H100", counted: dict | None = None) -> dict:
-    """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100", "1x 24 GB" or "8x A100".
+    """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100", "1x 24
+    GB" or "8x A100".
 
-    Nothing is loaded, downloaded or written. counted: what `cost(cfg, stage)` gave, to spare a second count. Raises ValueError for a card without a rate (CARDS, BY_MEMORY).
+    Nothing is loaded, downloaded or written. counted: what `cost(cfg, stage)` gave, to spare a second count.
+    Raises ValueError for a card without a rate (CARDS, BY_MEMORY).
     """
     form = re.fullmatch(r"([1-9]\d*) ?x ?(.+)", cards)
     card = BY_MEMORY.get(form[2], form[2]) if form else None
     if card not in CARDS:
-        raise ValueError(f"cards={cards!r}; allowed: a number, x and one of {', '.join([*CARDS, *BY_MEMORY])}, such as '8x A100'")
+        raise ValueError(
+            f"cards={cards!r}; allowed: a number, x and one of {', '.join([*CARDS, *BY_MEMORY])}, such as "
+            "'8x A100'"
+        )
     count, rate = int(form[1]), CARDS[card]
     meant = cards if card == form[2] else f"{cards} (counted as {card})"
     steps = cfg.steps_fidelity if stage == 1 else cfg.steps_realism
     one, each = counted or cost(cfg, stage), cfg.batch * cfg.gradient_accumulation
     images, seconds = steps * each * count, one["operations"] / rate
-    out = one | {"stage": stage, "cards": cards, "steps": steps, "images": images, "epochs": images / PHOTOS,
-                 "seconds_a_step": seconds, "hours": steps * seconds / 3600}  # fmt: skip
+    out = one | {
+        "stage": stage,
+        "cards": cards,
+        "steps": steps,
+        "images": images,
+        "epochs": images / PHOTOS,
+        "seconds_a_step": seconds,
+        "hours": steps * seconds / 3600,
+    }
     *_, shape = shapes(cfg)
     rows = {
         "run": f"profile {cfg.profile}, stage {stage}, {meant}; nothing was loaded, started or written",
         "backbone": f"{cfg.backbone}, {shape}: {one['parameters']:,} frozen parameters (UNet and VAE)",
         "trained": f"{one['trained']:,} parameters, rank {cfg.rank}",
-        "a step": f"{each * count} images of {cfg.patch}x{cfg.patch} (batch {cfg.batch} x {cfg.gradient_accumulation} passes x "
-                  f"{count} cards), {one['operations'] / 1e12:.1f}e12 operations a card",
+        "a step": f"{each * count} images of {cfg.patch}x{cfg.patch} (batch {cfg.batch} x "
+        f"{cfg.gradient_accumulation} passes x {count} cards), {one['operations'] / 1e12:.1f}e12 "
+        "operations a card",
         "the run": f"{steps:,} steps, {images:,} images, {images / PHOTOS:.2f} times the paper's {PHOTOS:,}",
-        "memory a card": f"{one['peak'] / 1e9:.2f} GB of tensors at the peak ({one['weights'] / 1e9:.2f} GB stay), and about "
-                         f"{RESERVE / 1e9:.1f} GB for CUDA itself: computed, not measured",
-        "time": f"{seconds:.2f} s a step, {out['hours']:.1f} h, at {'an assumed ' * (card in ASSUMED)}{rate / 1e12:.0f}e12 operations a "
-                f"second ({card}, networks only, no data, no exchange between cards): computed, not measured",
-        "24 h on one H100": f"the paper's time a stage, would be {86400 / (one['operations'] / CARDS['H100']):,.0f} of these steps "
-                            "by the same arithmetic (D5)",
-    }  # fmt: skip
+        "memory a card": f"{one['peak'] / 1e9:.2f} GB of tensors at the peak ({one['weights'] / 1e9:.2f} GB "
+        f"stay), and about {RESERVE / 1e9:.1f} GB for CUDA itself: computed, not measured",
+        "time": f"{seconds:.2f} s a step, {out['hours']:.1f} h, at "
+        f"{'an assumed ' * (card in ASSUMED)}{rate / 1e12:.0f}e12 operations a second ({card}, "
+        "networks only, no data, no exchange between cards): computed, not measured",
+        "24 h on one H100": "the paper's time a stage, would be "
+        f"{86400 / (one['operations'] / CARDS['H100']):,.0f} of these steps by the same "
+        "arithmetic (D5)",
+    }
     for name, text in rows.items():
         print(f"{name + ':':18s}{text}")
     return out

@@ -18,10 +18,14 @@ PAIR = ".ifcsr.zip"
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("photo", metavar="PHOTO", type=user_path, help='an image file, a pair (*.ifcsr.zip), or "sample"')
+    p.add_argument(
+        "photo", metavar="PHOTO", type=user_path, help='an image file, a pair (*.ifcsr.zip), or "sample"'
+    )
     p.add_argument("--model", type=name_or_path, default="pocket", help=MODEL)
     p.add_argument("--gamma", type=gamma, help="where the slider starts (default 0.5, or what the pair says)")
-    p.add_argument("--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)")
+    p.add_argument(
+        "--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
+    )
     p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
 
 
@@ -32,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
     if not sample and not args.photo.is_file():
-        raise FileNotFoundError(f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"')
+        raise FileNotFoundError(
+            f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'
+        )
     explorer = _explorer(args, name, sample)
     explorer.save_html(out)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")

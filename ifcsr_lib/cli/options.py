@@ -1,4 +1,6 @@
-"""What several commands share: kinds of arguments, the options of a run, and an error as one line. No heavy import."""
+"""What several commands share: kinds of arguments, the options of a run, and an error as one line. No heavy
+import.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,19 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
     """--profile, --seed, --recipe and -o/--set, the same for train, reproduce and describe."""
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default $IFCSR_PROFILE, else pocket)")
     parser.add_argument("--seed", type=int, default=0, help="root of every random choice (default 0)")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), help="settings for a GPU's memory; -o overrides them")
-    parser.add_argument("-o", "--set", nargs="+", type=setting, metavar="NAME=VALUE", default=[], action="extend",
-                        help=f"override config fields, such as {example}")  # fmt: skip
+    parser.add_argument(
+        "--recipe", choices=tuple(RECIPES), help="settings for a GPU's memory; -o overrides them"
+    )
+    parser.add_argument(
+        "-o",
+        "--set",
+        nargs="+",
+        type=setting,
+        metavar="NAME=VALUE",
+        default=[],
+        action="extend",
+        help=f"override config fields, such as {example}",
+    )
 
 
 def overrides(args: argparse.Namespace) -> dict:
@@ -62,5 +74,7 @@ def config(args: argparse.Namespace) -> Config:
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line of at most 600 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+    text = (
+        error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+    )
     return " ".join(text.split())[:600] or type(error).__name__

@@ -23,21 +23,43 @@ SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of im
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("source", metavar="IN", type=user_path, help="an image file, or a folder (its subfolders are left out)")
-    p.add_argument("target", metavar="OUT", type=user_path, help="a folder; for one photo also a file name such as out.png")
+    p.add_argument(
+        "source",
+        metavar="IN",
+        type=user_path,
+        help="an image file, or a folder (its subfolders are left out)",
+    )
+    p.add_argument(
+        "target",
+        metavar="OUT",
+        type=user_path,
+        help="a folder; for one photo also a file name such as out.png",
+    )
     p.add_argument("--gamma", type=gamma, default=0.5, help="0 = fidelity ... 1 = realism (default 0.5)")
     p.add_argument("--model", type=name_or_path, default="pocket", help=MODEL)
-    p.add_argument("--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)")
-    p.add_argument("--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)")
-    p.add_argument("--tile", type=int, metavar="PIXELS", help="make outputs of more than PIXELS x PIXELS in tiles of that "
-                   "side (default 1024; smaller takes less memory, 0 never)")  # fmt: skip
+    p.add_argument(
+        "--format", choices=SUFFIXES, help="of the written files (default png, or the suffix of OUT)"
+    )
+    p.add_argument(
+        "--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)"
+    )
+    p.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="make outputs of more than PIXELS x PIXELS in tiles of that "
+        "side (default 1024; smaller takes less memory, 0 never)",
+    )
 
 
-def output_files(source: Path, target: Path, kind: str | None = None, overwrite: bool = False) -> dict[Path, Path]:
-    """{photo: file to write} for IN and OUT of `upscale`; every reason to refuse is found before a model loads.
+def output_files(
+    source: Path, target: Path, kind: str | None = None, overwrite: bool = False
+) -> dict[Path, Path]:
+    """{photo: file to write} for IN and OUT of `upscale`; every reason to refuse is found before a model
+    loads.
 
-    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two photos with one
-    output name, a file that exists (without overwrite) or that is itself an input.
+    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two
+    photos with one output name, a file that exists (without overwrite) or that is itself an input.
     """
     from ..files.images import FORMATS, list_images
 
@@ -58,17 +80,22 @@ def output_files(source: Path, target: Path, kind: str | None = None, overwrite:
     taken = {}
     for photo, out in jobs.items():
         if (other := taken.setdefault(os.path.normcase(out), photo)) != photo:
-            raise ValueError(f"{other.name} and {photo.name} would both become {out}; rename one, or run them apart")
+            raise ValueError(
+                f"{other.name} and {photo.name} would both become {out}; rename one, or run them apart"
+            )
     inputs = {p.resolve() for p in jobs}
     if same := [p for p in jobs.values() if p.resolve() in inputs]:
         raise ValueError(f"{same[0]} is an input and would be replaced; choose another folder for OUT")
     if (old := [p for p in jobs.values() if p.exists()]) and not overwrite:
-        raise ValueError(f"{len(old)} of {len(jobs)} outputs exist, {old[0]} first; pass --overwrite or another OUT")
+        raise ValueError(
+            f"{len(old)} of {len(jobs)} outputs exist, {old[0]} first; pass --overwrite or another OUT"
+        )
     return jobs
 
 
 def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
-    """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on stderr.
+    """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on
+    stderr.
 
     model: anything whose `endpoints(lq)` gives Endpoints.
     OSError (disk full, no permission) stops the run.
@@ -78,12 +105,15 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
     from ..files.images import check_images, read_image, upsample, write_image
 
     failed = 0
-    for source, target in tqdm(jobs.items(), unit="photo", disable=None):  # no bar when stderr is not a terminal
+    # no bar when stderr is not a terminal
+    for source, target in tqdm(jobs.items(), unit="photo", disable=None):
         try:
             photo = read_image(source)
             check_images(photo.rgb, str(source))
             rgb = model.endpoints(photo.rgb).blend(gamma)
-            alpha = None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
+            alpha = (
+                None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
+            )
             write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
         except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed += 1

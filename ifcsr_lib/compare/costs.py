@@ -1,6 +1,8 @@
-"""What each way to control costs and gives: passes, time, memory, break-even, spectrum and smoothness of its path.
+"""What each way to control costs and gives: passes, time, memory, break-even, spectrum and smoothness of its
+path.
 
-Every function takes strategies of compare/strategies.py, already made for one model, and computes what it returns in this process.
+Every function takes strategies of compare/strategies.py, already made for one model, and computes what it
+returns in this process.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ MACS = {"encode": 558, "unet": 402, "decode": 1257}  # G at 512x512, SD 2.1-base
 
 
 def passes(strategy, lq: Tensor) -> tuple[Counter, Counter]:
-    """(passes of setup, passes of one adjustment), Counters of encode, unet and decode, as they happen on lq."""
+    """(passes of setup, passes of one adjustment), Counters of encode, unet and decode, as they
+    happen on lq.
+    """
     strategy.setup(lq)
     first = Counter(strategy.calls)
     strategy.adjust(0.5)
@@ -43,9 +47,11 @@ def macs(calls: Counter) -> int:
 
 
 def break_even(setup: float, adjust: float, other_setup: float, other_adjust: float) -> int | None:
-    """The least number N of adjustments, 1 or more, from which setup + N adjust is at most the other's; None: never.
+    """The least number N of adjustments, 1 or more, from which setup + N adjust is at most the other's; None:
+    never.
 
-    Any unit, the same for all four. N is the least from which it stays so: None also when adjust is the larger.
+    Any unit, the same for all four. N is the least from which it stays so: None also when adjust is the
+    larger.
     """
     if adjust > other_adjust or (adjust == other_adjust and setup > other_setup):
         return None
@@ -55,18 +61,23 @@ def break_even(setup: float, adjust: float, other_setup: float, other_adjust: fl
 
 
 def measure(strategies: Mapping, lq: Tensor, counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
-    """The cost table, a row a strategy: passes, seconds of setup, of an adjustment (medians), of setup and N adjustments, and MB.
+    """The cost table, a row a strategy: passes, seconds of setup, of an adjustment (medians), of setup and N
+    adjustments, and MB.
 
-    strategies: {name: strategy}. They are timed in turns, so that a slow moment of the machine meets all of them alike.
-    calls at N: the network passes of setup and max(counts) adjustments, counted. N = n (s): the median setup and the first n
-    adjustments of one run of max(counts). kept (MB): what the strategy holds between adjustments, with x_L; peak (MB): the
-    most that setup or an adjustment adds on top of what was there before it.
+    strategies: {name: strategy}. They are timed in turns, so that a slow moment of the machine meets all of
+    them alike. calls at N: the network passes of setup and max(counts) adjustments, counted. N = n (s): the
+    median setup and the first n adjustments of one run of max(counts). kept (MB): what the strategy holds
+    between adjustments, with x_L; peak (MB): the most that setup or an adjustment adds on top of what was
+    there before it.
     """
     if not counts or min(counts) < 1:
         raise ValueError(f"counts={counts}; allowed: one number of adjustments or more, each 1 or more")
     calls = {name: passes(way, lq) for name, way in strategies.items()}
     setups, each = ({name: [] for name in strategies} for _ in range(2))
-    work = [(setups, 5, lambda way, n: way.setup(lq)), (each, max(counts), lambda way, n: way.adjust((n + 1) % 11 / 10))]
+    work = [
+        (setups, 5, lambda way, n: way.setup(lq)),
+        (each, max(counts), lambda way, n: way.adjust((n + 1) % 11 / 10)),
+    ]
     for times, repeats, run in work:
         for n in range(repeats):
             for name, way in strategies.items():
@@ -100,11 +111,19 @@ def kept(strategy) -> int:
     """Bytes of the tensors that a strategy holds; a storage that several share counts once."""
     held = list(vars(strategy).values())
     held += [v for thing in held if hasattr(thing, "x_fid") for v in vars(thing).values()]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if isinstance(t, Tensor)}.values())
+    return sum(
+        {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in held
+            if isinstance(t, Tensor)
+        }.values()
+    )
 
 
 def peak(run: Callable) -> int:
-    """Bytes that tensors occupy at most while run() runs, beyond what they did before; from torch's own allocations."""
+    """Bytes that tensors occupy at most while run() runs, beyond what they did before; from torch's own
+    allocations.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -112,7 +131,9 @@ def peak(run: Callable) -> int:
         run()
         return torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it tells the terminal of every start and stop
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     steps = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
@@ -122,7 +143,8 @@ def peak(run: Callable) -> int:
 def spectrum(strategy, lq: list[Tensor], hr: list, values, metrics: list[str], names=None) -> pd.DataFrame:
     """Mean scores along the values (index "gamma"), as evaluate.sweep has them for the image blend.
 
-    lq: single images (1, 3, h, w); hr: their references, images or paths. One row for a strategy without control.
+    lq: single images (1, 3, h, w); hr: their references, images or paths. One row for a strategy without
+        control.
     """
     values = list(values) if strategy.controls else [0.0]
     images = {v: [] for v in values}
@@ -130,14 +152,18 @@ def spectrum(strategy, lq: list[Tensor], hr: list, values, metrics: list[str], n
         strategy.setup(x)
         for v in values:
             images[v].append(strategy.adjust(v))
-    table = pd.DataFrame({v: summary(score(x, hr, metrics, names)) for v, x in images.items()}).T.rename_axis("gamma")
+    table = pd.DataFrame({v: summary(score(x, hr, metrics, names)) for v, x in images.items()}).T.rename_axis(
+        "gamma"
+    )
     return table.infer_objects()
 
 
 def path(strategy, lq: Tensor, steps: int = 20) -> dict:
-    """How evenly a slider moves the picture: jumps between neighbours of steps + 1 values, RMS in 8-bit levels.
+    """How evenly a slider moves the picture: jumps between neighbours of steps + 1 values, RMS in 8-bit
+    levels.
 
-    largest jump, mean jump, their ratio (1: even), the distance of the ends, and detour, the path's length over it (1: straight).
+    largest jump, mean jump, their ratio (1: even), the distance of the ends, and detour, the path's length
+    over it (1: straight).
     """
     strategy.setup(lq)
     first = last = strategy.adjust(0.0)
@@ -148,9 +174,12 @@ def path(strategy, lq: Tensor, steps: int = 20) -> dict:
         last = now
     mean, ends = sum(jumps) / steps, _rms(last - first)
     return {
-        "largest jump": max(jumps), "mean jump": mean, "largest / mean": max(jumps) / mean if mean else math.nan,
-        "ends apart": ends, "detour": sum(jumps) / ends if ends else math.nan,
-    }  # fmt: skip
+        "largest jump": max(jumps),
+        "mean jump": mean,
+        "largest / mean": max(jumps) / mean if mean else math.nan,
+        "ends apart": ends,
+        "detour": sum(jumps) / ends if ends else math.nan,
+    }
 
 
 def _rms(x: Tensor) -> float:

@@ -1,12 +1,13 @@
-"""Every way to control on one backbone: IFCSR's image blend beside latent, weight and timestep control, and one-step methods
-without any.
+"""Every way to control on one backbone: IFCSR's image blend beside latent, weight and timestep control, and
+one-step methods without any.
 
     s = control.strategies()["latent blend"](model)
     s.setup(lq); image = s.adjust(0.3); s.calls         # Counter(unet=2, encode=1, decode=1)
 
-The ends are the model's two adapters; `fit` trains the adapters that other methods need, in trainer.train and on the same
-frozen UNet. Names that end in "-like" follow a method's idea and differ where its docstring says so. Sources: PiSA-SR (CVPR
-2025), OSEDiff (NeurIPS 2024), TSD-SR (CVPR 2025), RCOD (AAAI 2026), OFTSR and CTSR (arXiv 2412.09465, 2503.14272).
+The ends are the model's two adapters; `fit` trains the adapters that other methods need, in trainer.train and
+on the same frozen UNet. Names that end in "-like" follow a method's idea and differ where its docstring says
+so. Sources: PiSA-SR (CVPR 2025), OSEDiff (NeurIPS 2024), TSD-SR (CVPR 2025), RCOD (AAAI 2026), OFTSR and CTSR
+(arXiv 2412.09465, 2503.14272).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def add_adapter(model: IFCSR, name: str) -> None:
     if name in model.unet.peft_config:
         return
     if "." in name:
-        raise ValueError(f"adapter {name!r}: a name without a dot is wanted, it becomes part of the weights' keys")
+        raise ValueError(
+            f"adapter {name!r}: a name without a dot is wanted, it becomes part of the weights' keys"
+        )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _flags_kept(model):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         torch.manual_seed(model.cfg.seed)
@@ -61,7 +64,9 @@ def train_only(model: IFCSR, *names: str) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _flags_kept(model: IFCSR):
-    """peft thaws what it activates and freezes the rest; here every LoRA weight keeps its own requires_grad."""
+    """peft thaws what it activates and freezes the rest; here every LoRA weight keeps its own
+    requires_grad.
+    """
     flags = [(p, p.requires_grad) for n, p in model.unet.named_parameters() if "lora_" in n]
     try:
         yield
@@ -72,9 +77,11 @@ def _flags_kept(model: IFCSR):
 
 
 def predict(model: IFCSR, z: Tensor, weights: dict[str, float], t: int | Tensor | None = None) -> Tensor:
-    """The UNet's output for z (N, C, h, w) with the weighted sum of these adapters in every layer; {} is the frozen prior.
+    """The UNet's output for z (N, C, h, w) with the weighted sum of these adapters in every layer; {} is the
+    frozen prior.
 
-    t: timestep, 0 to 999, an integer or (N,); None takes cfg.timestep. Nothing stays switched or scaled afterwards.
+    t: timestep, 0 to 999, an integer or (N,); None takes cfg.timestep. Nothing stays switched or scaled
+        afterwards.
     """
     unet = model.unet
     with _flags_kept(model):
@@ -93,11 +100,13 @@ def predict(model: IFCSR, z: Tensor, weights: dict[str, float], t: int | Tensor 
                 unet.set_adapters(list(weights), [1.0] * len(weights))  # peft would keep the scale
 
 
-# ---------------------------------------------------------------- what `fit` trains: objectives for trainer.train
+# ---------------------------------------------------------------- what `fit` trains: objectives for trainer.t
 
 
 class _Objective(_Stage):
-    """adapters: what it trains; steps: its share of the budget. The loss on images is the peers' MSE + 2 LPIPS."""
+    """adapters: what it trains; steps: its share of the budget. The loss on images is the peers' MSE + 2
+    LPIPS.
+    """
 
     adapters: tuple[str, ...] = ()
     steps = 1
@@ -118,7 +127,9 @@ class _Objective(_Stage):
     def ends(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z_fid, z_real (E7); no gradient."""
         with torch.no_grad():
-            return self.model.one_step(torch.cat([z, z]), [a for a in ADAPTERS for _ in range(len(z))]).chunk(2)
+            return self.model.one_step(torch.cat([z, z]), [a for a in ADAPTERS for _ in range(len(z))]).chunk(
+                2
+            )
 
     def on_images(self, z_hat: Tensor, x_H: Tensor) -> Tensor:
         d = self.distance(self.model.decode(z_hat), x_H)
@@ -126,7 +137,9 @@ class _Objective(_Stage):
 
 
 class TrainSemantic(_Objective):
-    """PiSA-SR's second stage: the semantic LoRA on top of the frozen pixel LoRA, which is the fidelity adapter."""
+    """PiSA-SR's second stage: the semantic LoRA on top of the frozen pixel LoRA, which is the fidelity
+    adapter.
+    """
 
     adapters = ("semantic",)
 
@@ -157,17 +170,21 @@ class TrainVelocity(_Objective):
     def loss(self, batch):
         z_fid, z_real = self.ends(self.latents(batch)[1])
         t = self.gamma(batch)
-        v = predict(self.model, torch.lerp(z_fid, z_real, t.view(-1, 1, 1, 1)), {"velocity": 1.0}, _unet_time(t))
+        v = predict(
+            self.model, torch.lerp(z_fid, z_real, t.view(-1, 1, 1, 1)), {"velocity": 1.0}, _unet_time(t)
+        )
         return F.mse_loss(v, z_real - z_fid), {}
 
 
 class TrainDistilledTime(_Objective):
     """OFTSR-like: the student's points lie on the teacher's path, z(s) = z(t) + (s - t) v(z(t), t) for t < s.
 
-    z(t) = z_L - eps(z_L, t). The right side takes no gradient; the path starts where the fidelity end is, z(0) = z_fid.
+    z(t) = z_L - eps(z_L, t). The right side takes no gradient; the path starts where the fidelity end is,
+    z(0) = z_fid.
     """
 
-    # DECISION D45: the teacher's path leads from the fidelity to the realism end; theirs come from noise or from LQ
+    # DECISION D45: the teacher's path leads from the fidelity to the realism end; theirs come from noise or
+    # from LQ
     adapters = ("distilled_t",)
 
     def loss(self, batch):
@@ -177,21 +194,28 @@ class TrainDistilledTime(_Objective):
         with torch.no_grad():
             z_fid = z - predict(self.model, z, {"fidelity": 1.0})  # model.eps would freeze the student
             z_t = z - predict(self.model, z, {"distilled_t": 1.0}, _unet_time(t))
-            target = z_t + (s - t).view(-1, 1, 1, 1) * predict(self.model, z_t, {"velocity": 1.0}, _unet_time(t))
+            target = z_t + (s - t).view(-1, 1, 1, 1) * predict(
+                self.model, z_t, {"velocity": 1.0}, _unet_time(t)
+            )
         times = torch.cat([_unet_time(s), _unet_time(0 * s)])
-        z_s, z_0 = (torch.cat([z, z]) - predict(self.model, torch.cat([z, z]), {"distilled_t": 1.0}, times)).chunk(2)
+        z_s, z_0 = (
+            torch.cat([z, z]) - predict(self.model, torch.cat([z, z]), {"distilled_t": 1.0}, times)
+        ).chunk(2)
         return F.mse_loss(z_s, target) + F.mse_loss(z_0, z_fid), {}
 
 
 class TrainOSEDiff(_Objective):
-    """MSE + 2 LPIPS + vsd x variational score distillation: the frozen prior's score against a critic's, itself a LoRA.
+    """MSE + 2 LPIPS + vsd x variational score distillation: the frozen prior's score against a critic's,
+    itself a LoRA.
 
-    z_t: z_hat noised to t. The gradient on z_hat is w [(eps_prior - eps_critic) + tsm (eps_prior - eps_prior of z_H's z_t)],
-    w = (sigma / alpha) / mean |z_hat - z_prior|, z_prior what the prior denoises z_t to. vsd = 0 leaves all of it out.
-    The critic learns eps for z_hat's z_t in the same step; neither side trains the other.
+    z_t: z_hat noised to t. The gradient on z_hat is w [(eps_prior - eps_critic) + tsm (eps_prior - eps_prior
+    of z_H's z_t)], w = (sigma / alpha) / mean |z_hat - z_prior|, z_prior what the prior denoises z_t to. vsd
+    = 0 leaves all of it out. The critic learns eps for z_hat's z_t in the same step; neither side trains the
+    other.
     """
 
-    # DECISION D46: the teacher is the prior with the empty prompt, t ~ U(20, 980), w from DMD as OSEDiff's program has it
+    # DECISION D46: the teacher is the prior with the empty prompt, t ~ U(20, 980), w from DMD as OSEDiff's
+    # program has it
     adapters = ("osediff", "osediff_critic")
     steps = 2
     vsd, tsm = 1.0, 0.0
@@ -239,9 +263,12 @@ class TrainTSDSR(TrainOSEDiff):
 class Strategy:
     """What the strategies share: x_L, the networks with their passes counted, and the way back to an image.
 
-    setup(lq) does what no value changes; adjust(value) returns the image at a value from 0 (fidelity) to 1 (realism).
-    calls: Counter of the encode, unet and decode passes since setup began, one an image (two adapters: two passes).
-    budget: optimiser steps behind it, in units of cfg.steps_ablation. trains: the objectives that `fit` runs for it.
+    setup(lq) does what no value changes; adjust(value) returns the image at a value from 0 (fidelity) to 1
+    (realism).
+    calls: Counter of the encode, unet and decode passes since setup began, one an image (two adapters: two
+        passes).
+    budget: optimiser steps behind it, in units of cfg.steps_ablation. trains: the objectives that `fit` runs
+        for it.
     """
 
     name = ""
@@ -252,8 +279,10 @@ class Strategy:
 
     def __init__(self, model: IFCSR):
         if lacks := [a for a in self.needs if a not in model.unet.peft_config]:
-            raise ValueError(f"{self.name} needs the adapter {lacks[0]!r}, which this model lacks; train it first with "
-                             f"strategies.fit(model, {self.name!r}, ...)")  # fmt: skip
+            raise ValueError(
+                f"{self.name} needs the adapter {lacks[0]!r}, which this model lacks; train it first with "
+                f"strategies.fit(model, {self.name!r}, ...)"
+            )
         self.model, self.calls, self.x_L = model, Counter(), None
 
     @torch.inference_mode()
@@ -267,7 +296,9 @@ class Strategy:
 
     @torch.inference_mode()
     def adjust(self, value: float) -> Tensor:
-        """The image at value, 0 to 1: (N, 3, 4h, 4w) float32 RGB in [0, 1]. Raises ValueError before setup."""
+        """The image at value, 0 to 1: (N, 3, 4h, 4w) float32 RGB in [0, 1]. Raises ValueError
+        before setup.
+        """
         if self.x_L is None:
             raise ValueError(f"{self.name}: nothing is set up; call setup(lq) before adjust(value)")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -280,7 +311,8 @@ class Strategy:
     def _encode(self) -> Tensor:
         h, w = self.x_L.shape[-2:]
         b, m = self.model.cfg.border, self.model.multiple
-        x = F.pad(self.x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")  # as `endpoints` does
+        # as `endpoints` does
+        x = F.pad(self.x_L, (b, b + -(w + 2 * b) % m, b, b + -(h + 2 * b) % m), mode="reflect")
         self.calls["encode"] += 1
         return self.model.encode(x)
 
@@ -289,7 +321,9 @@ class Strategy:
         return predict(self.model, z, weights, t)
 
     def _both(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """e_fid, e_real, in turn on a CPU and in one batch on a GPU, whichever is faster there (as `restore_both` does)."""
+        """e_fid, e_real, in turn on a CPU and in one batch on a GPU, whichever is faster there (as
+        `restore_both` does).
+        """
         self.calls["unet"] += 2
         if z.device.type == "cpu":
             return tuple(predict(self.model, z, {name: 1.0}) for name in ADAPTERS)
@@ -334,9 +368,11 @@ class LatentBlend(Strategy):
 
 
 class PiSACached(Strategy):
-    """PiSA-SR's guidance e = l_pix e_pix + l_sem (e_full - e_pix), Dec(z - e), both predictions kept. E + 2U, then D.
+    """PiSA-SR's guidance e = l_pix e_pix + l_sem (e_full - e_pix), Dec(z - e), both predictions kept. E + 2U,
+    then D.
 
-    e_pix: the fidelity adapter; e_full: it and "semantic" together. Differs: no CSD in the training of "semantic".
+    e_pix: the fidelity adapter; e_full: it and "semantic" together. Differs: no CSD in the training of
+        "semantic".
     """
 
     # DECISION D47: one value from 0 to 1 for all; in PiSA-SR's two it is l_pix = 1, l_sem = value
@@ -380,9 +416,11 @@ class WeightMix(Strategy):
 
 
 class Timestep(Strategy):
-    """RCOD: one LoRA trained with t by degradation; a user raises t for realism. Set-up E, an adjustment U + D.
+    """RCOD: one LoRA trained with t by degradation; a user raises t for realism. Set-up E, an adjustment U +
+    D.
 
-    Differs: E7's subtraction instead of SD's formula at t, one empty prompt instead of visual prompts, no VSD.
+    Differs: E7's subtraction instead of SD's formula at t, one empty prompt instead of visual prompts, no
+        VSD.
     """
 
     name = "timestep (RCOD-like)"
@@ -395,7 +433,8 @@ class Timestep(Strategy):
 
 
 class DistilledTime(Strategy):
-    """OFTSR: a student that jumps from z_L to any point of its teacher's path, t is its input. Set-up E, then U + D.
+    """OFTSR: a student that jumps from z_L to any point of its teacher's path, t is its input. Set-up E, then
+    U + D.
 
     Differs: the path is the one `Velocity` learned between the ends, not a flow from noised LQ to HQ.
     """
@@ -410,7 +449,8 @@ class DistilledTime(Strategy):
 
 
 class EulerStep(Strategy):
-    """CTSR: Dec(z0 + g v(z0)), z0 the fidelity end, v a velocity towards the realism end. Set-up E + 2U, then D.
+    """CTSR: Dec(z0 + g v(z0)), z0 the fidelity end, v a velocity towards the realism end. Set-up E + 2U, then
+    D.
 
     Differs: the two teachers are this model's own ends, and the step starts from one of them.
     """
@@ -430,9 +470,11 @@ class EulerStep(Strategy):
 
 
 class OSEDiff(Strategy):
-    """One step, one image, no control: adjust returns it for every value. Set-up E + U + D, an adjustment nothing.
+    """One step, one image, no control: adjust returns it for every value. Set-up E + U + D, an adjustment
+    nothing.
 
-    Differs from OSEDiff: E7's step at t = 1 instead of x0 from eps at 999, VAE frozen, no text prompt, no guidance.
+    Differs from OSEDiff: E7's step at t = 1 instead of x0 from eps at 999, VAE frozen, no text prompt, no
+        guidance.
     """
 
     name = "OSEDiff-like"
@@ -449,31 +491,53 @@ class OSEDiff(Strategy):
 
 
 class TSDSR(OSEDiff):
-    """The same with target score matching in training. Differs from TSD-SR also in its sampling of timesteps."""
+    """The same with target score matching in training. Differs from TSD-SR also in its sampling of
+    timesteps.
+    """
 
     name = "TSD-SR-like"
     needs = ("tsd_sr",)
     trains = (TrainTSDSR,)
 
 
-STRATEGIES = {s.name: s for s in (ImageBlend, LatentBlend, PiSAReleased, PiSACached, WeightMix, Timestep, DistilledTime,
-                                  EulerStep, OSEDiff, TSDSR)}  # fmt: skip
+STRATEGIES = {
+    s.name: s
+    for s in (
+        ImageBlend,
+        LatentBlend,
+        PiSAReleased,
+        PiSACached,
+        WeightMix,
+        Timestep,
+        DistilledTime,
+        EulerStep,
+        OSEDiff,
+        TSDSR,
+    )
+}
 
 
-def fit(model: IFCSR, name: str, samples, distance, steps: int, on_step=None, switches: dict | None = None) -> list[str]:
-    """Train what strategy `name` needs beside the model's ends, which stay as they are; continues its own checkpoints.
+def fit(
+    model: IFCSR, name: str, samples, distance, steps: int, on_step=None, switches: dict | None = None
+) -> list[str]:
+    """Train what strategy `name` needs beside the model's ends, which stay as they are; continues its own
+    checkpoints.
 
-    steps: optimiser steps an end had (cfg.steps_ablation). switches: {"vsd": 0.0} leaves the distillation losses of
-    OSEDiff and TSD-SR out, {"tsm": 1.0} sets the weight of target score matching; default each method's own. Returns the
-    adapters it trained. ValueError for an unknown strategy or switch.
+    steps: optimiser steps an end had (cfg.steps_ablation). switches: {"vsd": 0.0} leaves the distillation
+    losses of OSEDiff and TSD-SR out, {"tsm": 1.0} sets the weight of target score matching; default each
+    method's own. Returns the adapters it trained. ValueError for an unknown strategy or switch.
     """
-    # DECISION D43: equal budgets: 2 x steps in all for IFCSR, PiSA-SR, RCOD, OSEDiff and TSD-SR; a distilled method adds its own
+    # DECISION D43: equal budgets: 2 x steps in all for IFCSR, PiSA-SR, RCOD, OSEDiff and TSD-SR; a distilled
+    # method adds its own
     if name not in STRATEGIES:
         raise ValueError(f"strategy {name!r} is unknown; allowed: {', '.join(STRATEGIES)}")
     done, switches, trains = [], switches or {}, STRATEGIES[name].trains
     for switch in switches:
         if switch not in ("vsd", "tsm") or not any(hasattr(kind, switch) for kind in trains):
-            raise ValueError(f"switch {switch!r} is not one of {name!r}; allowed: 'vsd' and 'tsm', for OSEDiff-like and TSD-SR-like")
+            raise ValueError(
+                f"switch {switch!r} is not one of {name!r}; allowed: 'vsd' and 'tsm', for OSEDiff-like and "
+                "TSD-SR-like"
+            )
     for kind in trains:
         for adapter in kind.adapters:
             add_adapter(model, adapter)
@@ -505,8 +569,11 @@ def group(cosine: Tensor, edges: tuple[float, float] = COSINES) -> Tensor:
 
 
 def cosine_edges(model: IFCSR, samples, count: int = 48) -> tuple[float, float]:
-    """The edges between RCOD's groups: its own in SD's latents, else the terciles of the first `count` samples."""
-    # DECISION D44: pocket latents of x_L and x_H have cosines of .9 to 1, so RCOD's .7 and .5 would leave one group
+    """The edges between RCOD's groups: its own in SD's latents, else the terciles of the first `count`
+    samples.
+    """
+    # DECISION D44: pocket latents of x_L and x_H have cosines of .9 to 1, so RCOD's .7 and .5 would leave one
+    # group
     if has_posterior(model.vae):
         return COSINES
     from ..data import low_quality
@@ -530,7 +597,8 @@ def _unet_time(t: float | Tensor) -> int | Tensor:
 
 
 def strategies() -> dict[str, type]:
-    """Every strategy on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq); s.adjust(value).
+    """Every strategy on one backbone, {name: class}: s = strategies()[name](model); s.setup(lq);
+    s.adjust(value).
 
     The image blend first; then latent, weight and timestep control, and one-step methods without control.
     """

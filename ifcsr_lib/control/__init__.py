@@ -1,4 +1,6 @@
-"""The slider's arithmetic: blend, the pair of endpoints, and what may be moved along it (bands, maps, ghosting)."""
+"""The slider's arithmetic: blend, the pair of endpoints, and what may be moved along it (bands, maps,
+ghosting).
+"""
 
 import importlib
 
@@ -7,8 +9,14 @@ from .endpoints import Endpoints, ManyEndpoints, adain, blend, check_gamma, chec
 # loaded on first use: it needs diffusers and both adapters, which moving the slider does not
 _LAZY = {"strategies": "..compare.strategies"}
 __all__ = [
-    "Endpoints", "ManyEndpoints", "adain", "blend", "check_gamma", "check_same_scene", "strategies",
-]  # fmt: skip
+    "Endpoints",
+    "ManyEndpoints",
+    "adain",
+    "blend",
+    "check_gamma",
+    "check_same_scene",
+    "strategies",
+]
 
 
 def __getattr__(name: str):

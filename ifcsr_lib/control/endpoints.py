@@ -21,19 +21,26 @@ def blend(
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0 = fidelity,
-        1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine: `bands.blend_bands`.
-    out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh memory
-        for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint itself.
-    Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError otherwise.
+    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0
+        = fidelity, 1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine:
+        `bands.blend_bands`.
+    out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh
+        memory for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint
+        itself.
+    Returns (N, 3, H, W). gamma 0 and 1 return the endpoints bit for bit. Raises ValueError or TypeError
+    otherwise.
     """
     check_pair(x_fid, x_real)
     if out is not None:
         if (out.shape, out.dtype, out.device) != (x_fid.shape, x_fid.dtype, x_fid.device):
-            raise ValueError(f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the endpoints are {tuple(x_fid.shape)}, "
-                             f"{x_fid.dtype} on {x_fid.device}; use torch.empty_like(x_fid)")  # fmt: skip
+            raise ValueError(
+                f"out is {tuple(out.shape)}, {out.dtype} on {out.device}; the endpoints are "
+                f"{tuple(x_fid.shape)}, {x_fid.dtype} on {x_fid.device}; use torch.empty_like(x_fid)"
+            )
         if out.data_ptr() in (x_fid.data_ptr(), x_real.data_ptr()):
-            raise ValueError("out is an endpoint, which the blend would overwrite; use torch.empty_like(x_fid)")
+            raise ValueError(
+                "out is an endpoint, which the blend would overwrite; use torch.empty_like(x_fid)"
+            )
     if isinstance(gamma, (list, tuple)):
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
@@ -41,10 +48,14 @@ def blend(
 
 
 def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
-    """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not allowed."""
+    """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not
+    allowed.
+    """
     if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
-        raise TypeError(f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
-                        "list with one float per band")  # fmt: skip
+        raise TypeError(
+            f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
+            "list with one float per band"
+        )
     g = torch.as_tensor(gamma, dtype=torch.float32)
     n, _, h, w = like.shape
     if g.ndim == 1 and len(g) == n:
@@ -58,9 +69,11 @@ def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
 
 
 def adain(x: Tensor, x_L: Tensor) -> Tensor:
-    """Give each colour channel of x the mean and standard deviation it has in x_L, then clamp; (N, 3, H, W) both.
+    """Give each colour channel of x the mean and standard deviation it has in x_L, then clamp; (N, 3, H, W)
+    both.
 
-    The colour fix of both peers. Source: adaptive instance normalisation on pixels, as StableSR and PiSA-SR apply it.
+    The colour fix of both peers. Source: adaptive instance normalisation on pixels, as StableSR and PiSA-SR
+    apply it.
     """
     mean, std = (f(x, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
     mean_L, std_L = (f(x_L, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
@@ -72,9 +85,9 @@ class Endpoints:
     """The two endpoints of the slider for a batch of images, and x_L, the bicubic x4 of the input.
 
     x_fid, x_real, x_L: (N, 3, H, W) float32 RGB in [0, 1].
-    made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come from a model.
-    Here only sizes are compared. ManyEndpoints, align and from_disagreement also refuse endpoints of different
-    photographs.
+    made_by: what a file of endpoints says of them, {"model", "hash", "gamma", "bits"}; None when they come
+    from a model. Here only sizes are compared. ManyEndpoints, align and from_disagreement also refuse
+    endpoints of different photographs.
     """
 
     x_fid: Tensor
@@ -86,7 +99,9 @@ class Endpoints:
         for name in ("x_fid", "x_real"):
             check_images(getattr(self, name), name)
         if self.x_fid.shape != self.x_real.shape:
-            raise ValueError(f"endpoints differ in shape: {tuple(self.x_fid.shape)} and {tuple(self.x_real.shape)}")
+            raise ValueError(
+                f"endpoints differ in shape: {tuple(self.x_fid.shape)} and {tuple(self.x_real.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.x_fid)
@@ -105,15 +120,20 @@ class Endpoints:
     def colour_fixed(self) -> Endpoints:
         """Both endpoints after `adain` against x_L; blending stays E1 of the fixed endpoints."""
         if self.x_L is None:
-            raise ValueError("these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints")
+            raise ValueError(
+                "these endpoints carry no x_L, which the colour fix needs; make them with model.endpoints"
+            )
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
 
     def save(self, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
-        """Write one portable file, *.ifcsr.zip: the endpoints (and x_L) as PNG and ifcsr.json; whole or not at all.
+        """Write one portable file, *.ifcsr.zip: the endpoints (and x_L) as PNG and ifcsr.json; whole or not
+        at all.
 
-        model: the IFCSR that made them, or a text; its name and hash go into the file. gamma: where a slider starts.
-        bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding ties at
-            most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming path.
+        model: the IFCSR that made them, or a text; its name and hash go into the file. gamma: where a slider
+            starts.
+        bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding
+            ties at most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming
+            path.
         """
         images = {name: getattr(self, name) for name in portable.PARTS}
         return portable.save(images, path, self.made_by if model is None else model, gamma, bits)
@@ -130,7 +150,8 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class ManyEndpoints:
-    """Any number of endpoint images of one batch; a point of their simplex is a weighted mean, and no network runs.
+    """Any number of endpoint images of one batch; a point of their simplex is a weighted mean, and no network
+    runs.
 
     images: {name: (N, 3, H, W)}, two or more, float32 RGB in [0, 1]. x_L: their input x4, if known.
     Raises ValueError when sizes differ, when there are fewer than two, or when they show different scenes.
@@ -148,15 +169,20 @@ class ManyEndpoints:
     def blend(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> Tensor:
         """sum_i w_i x_i with w_i >= 0 and sum_i w_i = 1; a weight of 1 returns that endpoint bit for bit.
 
-        weights: {name: float}, every endpoint named; floats in the order of `images`; or a tensor: (K,), (N, K) for one
-            point per image, (N, K, H, W) for maps, K endpoints.
-        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma; more endpoints are further calls of it.
+        weights: {name: float}, every endpoint named; floats in the order of `images`; or a tensor: (K,), (N,
+            K) for one point per image, (N, K, H, W) for maps, K endpoints.
+        With two endpoints and (1 - gamma, gamma) this is `blend` at gamma; more endpoints are further calls
+        of it.
         """
         w = self._weights(weights)
         (x, *others), total = self.images.values(), w[:, :1]
         for i, other in enumerate(others, 1):
             total = total + w[:, i : i + 1]
-            x = blend(x, other, (w[:, i : i + 1] / total.clamp(min=1e-12)).clamp(max=1).expand(len(x), 1, *x.shape[2:]))
+            x = blend(
+                x,
+                other,
+                (w[:, i : i + 1] / total.clamp(min=1e-12)).clamp(max=1).expand(len(x), 1, *x.shape[2:]),
+            )
         return x
 
     def _weights(self, weights) -> Tensor:
@@ -164,41 +190,53 @@ class ManyEndpoints:
         names, like = list(self.images), next(iter(self.images.values()))
         if isinstance(weights, Mapping):
             if set(weights) != set(names):
-                raise ValueError(f"weights name {sorted(weights)}; pass one for each endpoint of {names}, 0 included")
+                raise ValueError(
+                    f"weights name {sorted(weights)}; pass one for each endpoint of {names}, 0 included"
+                )
             weights = [weights[name] for name in names]
         w = torch.as_tensor(weights, dtype=torch.float32, device=like.device)
         n, k, (h, width) = len(like), len(names), like.shape[2:]
         if tuple(w.shape) not in {(k,), (n, k), (1, k, h, width), (n, k, h, width)}:
-            raise ValueError(f"weights have shape {tuple(w.shape)}; allowed for {names}: ({k},), ({n}, {k}) or "
-                             f"({n}, {k}, {h}, {width})")  # fmt: skip
+            raise ValueError(
+                f"weights have shape {tuple(w.shape)}; allowed for {names}: ({k},), ({n}, {k}) or "
+                f"({n}, {k}, {h}, {width})"
+            )
         w = w.reshape(-1, k, 1, 1) if w.ndim < 4 else w
         total = w.sum(1)
         if not bool((w >= 0).all() and ((total - 1).abs() < 1e-5).all()):  # NaN fails too
-            raise ValueError(f"weights reach down to {w.min().item():.4g} and sum to {total.min().item():.4g} ... "
-                             f"{total.max().item():.4g}; allowed: 0 or more, sum 1 (divide by the sum)")  # fmt: skip
+            raise ValueError(
+                f"weights reach down to {w.min().item():.4g} and sum to {total.min().item():.4g} ... "
+                f"{total.max().item():.4g}; allowed: 0 or more, sum 1 (divide by the sum)"
+            )
         return w
 
 
 def check_same_scene(images: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all of {name: (N, 3, H, W) in [0, 1]} have one size and, picture by picture, one scene.
+    """Raise ValueError unless all of {name: (N, 3, H, W) in [0, 1]} have one size and, picture by picture,
+    one scene.
 
     Two images a, b, shrunk 16 times (to 8 pixels or more a side), are taken as different scenes when
-    var(a - b) > (var a + var b + 2 (24/255)^2) / 5: unrelated images have 1 in place of the 1/5 on average, equal ones 0,
-    flat ones with noise little. It finds endpoints that were mixed up, not endpoints that disagree.
+    var(a - b) > (var a + var b + 2 (24/255)^2) / 5: unrelated images have 1 in place of the 1/5 on average,
+    equal ones 0, flat ones with noise little. It finds endpoints that were mixed up, not endpoints that
+    disagree.
     """
     (first, a), *others = images.items()
     check_images(a, first)
     for name, b in others:
         check_images(b, name)
         if a.shape != b.shape:
-            raise ValueError(f"endpoints differ in shape: {first} {tuple(a.shape)} and {name} {tuple(b.shape)}")
+            raise ValueError(
+                f"endpoints differ in shape: {first} {tuple(a.shape)} and {name} {tuple(b.shape)}"
+            )
     factor = max(1, min(16, min(a.shape[2:]) // 8))
     small = {name: F.avg_pool2d(x, factor) for name, x in images.items()}
     variance = {name: x.var((1, 2, 3)) for name, x in small.items()}
     for name in list(images)[1:]:
-        # DECISION D37: the threshold 1/5; on Kodak different photographs have 0.26 or more, and a photograph and its own
-        # blurred, noisy, darker copy or one 4 pixels aside 0.03 or less
+        # DECISION D37: the threshold 1/5; on Kodak different photographs have 0.26 or more, and a photograph
+        # and its own blurred, noisy, darker copy or one 4 pixels aside 0.03 or less
         limit = (variance[first] + variance[name] + 2 * (24 / 255) ** 2) / 5
         if bool((bad := (small[first] - small[name]).var((1, 2, 3)) > limit).any()):
-            raise ValueError(f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
-                             f"{len(bad)}); pass the endpoints of one photograph")  # fmt: skip
+            raise ValueError(
+                f"{first} and {name} show different images (number {int(bad.nonzero()[0])} of "
+                f"{len(bad)}); pass the endpoints of one photograph"
+            )

@@ -6,9 +6,24 @@ Names load on first use, so that `python -m ifcsr_lib data --help` needs no torc
 import importlib
 
 _WHERE = dict.fromkeys(
-    ("Crops", "Degraded", "HELDOUT_INDEX", "MANIFEST", "POCKET", "PhotoFile", "load_images", "load_photo",
-     "looks_photographic", "low_quality", "pairs", "photos", "training_crops", "write_pairs"), "crops",
-) | dict.fromkeys(("cut", "normal", "uniform", "user_data"), "patches")  # fmt: skip
+    (
+        "Crops",
+        "Degraded",
+        "HELDOUT_INDEX",
+        "MANIFEST",
+        "POCKET",
+        "PhotoFile",
+        "load_images",
+        "load_photo",
+        "looks_photographic",
+        "low_quality",
+        "pairs",
+        "photos",
+        "training_crops",
+        "write_pairs",
+    ),
+    "crops",
+) | dict.fromkeys(("cut", "normal", "uniform", "user_data"), "patches")
 __all__ = [*_WHERE]  # noqa: PLE0604
 
 

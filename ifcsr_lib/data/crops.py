@@ -18,7 +18,8 @@ from ..files.results import sha256, write_sidecar
 from .patches import cut
 from .streams import LazyCrops, training_files
 
-HELDOUT_INDEX = 10**9  # sample indices of held-out images start here, so that no training crop shares their random numbers
+# sample indices of held-out images start here, so that no training crop shares their random numbers
+HELDOUT_INDEX = 10**9
 POCKET = ROOT / "data" / "pocket"
 MANIFEST = POCKET / "photos.csv"
 
@@ -34,11 +35,11 @@ class PhotoFile:
 
 
 def photos(split: str) -> list[PhotoFile]:
-    """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or "sheet", three more
-    that only notebook 91's contact sheet shows.
+    """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or
+    "sheet", three more that only notebook 91's contact sheet shows.
 
-    They are in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises FileNotFoundError or
-    ValueError naming the package when a file is missing or differs.
+    They are in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises
+    FileNotFoundError or ValueError naming the package when a file is missing or differs.
     """
     if split not in ("train", "heldout", "sheet"):
         raise ValueError(f"split={split!r}; allowed: 'train', 'heldout', 'sheet'")
@@ -49,9 +50,13 @@ def photos(split: str) -> list[PhotoFile]:
                 continue
             path = Path(importlib.util.find_spec(row["package"]).origin).parent / row["file"]
             if not path.exists():
-                raise FileNotFoundError(f"{row['file']} is not in the installed {row['package']}; install the locked one")
+                raise FileNotFoundError(
+                    f"{row['file']} is not in the installed {row['package']}; install the locked one"
+                )
             if sha256(path) != row["sha256"]:
-                raise ValueError(f"{row['package']}/{row['file']} differs from data/pocket/photos.csv; install the lock")
+                raise ValueError(
+                    f"{row['package']}/{row['file']} differs from data/pocket/photos.csv; install the lock"
+                )
             out.append(PhotoFile(row["name"], path, row["split"], row["licence"]))
     return out
 
@@ -65,37 +70,50 @@ def load_photo(photo: PhotoFile | Path) -> Tensor:
 
 
 def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(name, LR path, HR path) for each file of folder/LR and its partner in folder/HR (images.partners); sorted by name.
+    """(name, LR path, HR path) for each file of folder/LR and its partner in folder/HR (images.partners);
+    sorted by name.
 
-    name: the stem of the LR file, or its full name where two share a stem. Raises FileNotFoundError or ValueError when a
-    side is missing, when files have no partner (the first are named), or when two could be the partner.
+    name: the stem of the LR file, or its full name where two share a stem. Raises FileNotFoundError or
+    ValueError when a side is missing, when files have no partner (the first are named), or when two could be
+    the partner.
     """
     low, high = (list_images(Path(folder) / side) for side in ("LR", "HR"))
     found = partners(low, high)
-    if odd := sorted({p.name for p in low if p not in found} | {p.name for p in set(high) - set(found.values())}):
-        raise ValueError(f"{folder}: {len(odd)} files have no partner in LR/HR, first {odd[:3]}; names must match")
+    if odd := sorted(
+        {p.name for p in low if p not in found} | {p.name for p in set(high) - set(found.values())}
+    ):
+        raise ValueError(
+            f"{folder}: {len(odd)} files have no partner in LR/HR, first {odd[:3]}; names must match"
+        )
     return sorted((name, p, found[p]) for name, p in zip(labels(low), low, strict=True))
 
 
-def write_pairs(cfg: Config, files: list[PhotoFile | Path] | None = None, name: str = "pairs", side: int | None = None) -> Path:
+def write_pairs(
+    cfg: Config, files: list[PhotoFile | Path] | None = None, name: str = "pairs", side: int | None = None
+) -> Path:
     """Degrade photographs once: results/<profile>/<name>/{LR,HR}/<photo>.png, with provenance.
 
     HR is the centre of the photograph, sides of at most `side` (cfg.heldout); LR is its x4 degradation
-    (cfg.heldout_preset, cfg.seed, numbered in the order of files). files: default is the held-out photographs.
+    (cfg.heldout_preset, cfg.seed, numbered in the order of files). files: default is the held-out
+    photographs.
     """
     from ..degradation import degrade
 
     folder, side = cfg.results / name, side or cfg.heldout
     files = photos("heldout") if files is None else files
     paths = [f.path if isinstance(f, PhotoFile) else Path(f) for f in files]
-    names = [f.name if isinstance(f, PhotoFile) else name for f, name in zip(files, labels(paths), strict=True)]
+    names = [
+        f.name if isinstance(f, PhotoFile) else name for f, name in zip(files, labels(paths), strict=True)
+    ]
     for i, (photo, stem) in enumerate(zip(files, names, strict=True)):
         x = load_photo(photo)
         h, w = (min(s, side) for s in x.shape[-2:])
         top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
         x_H = x[..., top : top + h, left : left + w]
         write_image(x_H, folder / "HR" / f"{stem}.png")
-        write_image(degrade(x_H, cfg.seed, cfg.heldout_preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{stem}.png")
+        write_image(
+            degrade(x_H, cfg.seed, cfg.heldout_preset, index=HELDOUT_INDEX + i), folder / "LR" / f"{stem}.png"
+        )
     write_sidecar(folder, cfg, inputs=paths, kind="pairs")
     return folder
 
@@ -106,14 +124,18 @@ def looks_photographic(image: np.ndarray) -> bool:
 
 
 def load_images(paths: list[Path], minimum: int) -> dict[str, np.ndarray]:
-    """{name: (H, W, 3) uint8} of photographs with both sides of at least `minimum` pixels; graphics are left out."""
+    """{name: (H, W, 3) uint8} of photographs with both sides of at least `minimum` pixels; graphics are left
+    out.
+    """
     out = {}
     for path in paths:
         image = (read_image(path).rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         if min(image.shape[:2]) >= minimum and looks_photographic(image):
             out[path.stem if path.stem not in out else str(path)] = image
     if not out:
-        raise ValueError(f"none of {len(paths)} images is a photograph of at least {minimum} x {minimum} pixels")
+        raise ValueError(
+            f"none of {len(paths)} images is a photograph of at least {minimum} x {minimum} pixels"
+        )
     return out
 
 
@@ -121,13 +143,16 @@ class Crops(Dataset):
     """An endless stream of square crops: crop i is a function of (seed, i) alone, whoever asks for it.
 
     images: {name: (H, W, 3) uint8}; larger images are sampled more often, in proportion to their area.
-    crops[i] -> {"x_H": (3, patch, patch) float32 RGB in [0, 1], "index": i, "name": str}, flipped and turned at random.
+    crops[i] -> {"x_H": (3, patch, patch) float32 RGB in [0, 1], "index": i, "name": str}, flipped and turned
+    at random.
     """
 
     def __init__(self, images: dict[str, np.ndarray], patch: int, seed: int):
         small = [f"{n} {i.shape[1]}x{i.shape[0]}" for n, i in images.items() if min(i.shape[:2]) < patch]
         if small:
-            raise ValueError(f"{len(small)} images are smaller than patch={patch}, first {small[:3]}; leave them out")
+            raise ValueError(
+                f"{len(small)} images are smaller than patch={patch}, first {small[:3]}; leave them out"
+            )
         self.names, self.images, self.patch, self.seed = list(images), list(images.values()), patch, seed
         area = np.array([i.shape[0] * i.shape[1] for i in self.images], dtype=np.float64)
         self.chance = area / area.sum()
@@ -142,10 +167,11 @@ class Crops(Dataset):
 
 
 def training_crops(cfg: Config) -> Dataset:
-    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see streams.training_files).
+    """The crops stages 1 and 2 train on, of cfg.training_set: "shipped", or folders and shards (see
+    streams.training_files).
 
-    cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk" streams.LazyCrops.
-    Worker processes (cfg.workers) degrade them, too.
+    cfg.reading "memory" gives Crops (photographs decoded at the start, graphics left out), "disk"
+    streams.LazyCrops. Worker processes (cfg.workers) degrade them, too.
     """
     return Degraded(_endless_crops(cfg), cfg) if cfg.workers else _endless_crops(cfg)
 
@@ -158,12 +184,16 @@ def _endless_crops(cfg: Config) -> Dataset:
         return LazyCrops(parts, cfg.patch, cfg.seed, cfg.bad_images)
     paths = [Path(file) for files, _ in parts for file in files]
     if paths[0].suffix == ".tar":
-        raise ValueError(f"training_set={cfg.training_set!r} are shards and reading='memory'; set reading='disk'")
+        raise ValueError(
+            f"training_set={cfg.training_set!r} are shards and reading='memory'; set reading='disk'"
+        )
     return Crops(load_images(paths, cfg.patch), cfg.patch, cfg.seed)
 
 
 class Degraded(Dataset):
-    """Crops with their "x_L" (`low_quality`), made where the crop is read: in the worker processes, beside a GPU at work."""
+    """Crops with their "x_L" (`low_quality`), made where the crop is read: in the worker processes, beside a
+    GPU at work.
+    """
 
     def __init__(self, samples: Dataset, cfg: Config):
         self.samples, self.cfg = samples, cfg
@@ -189,7 +219,9 @@ def low_quality(x_H: Tensor, cfg: Config, index) -> tuple[Tensor, Tensor]:
         lq = noisy(x_H, cfg.seed, index)
     elif cfg.preset == "mixed":
         presets = [list(PRESETS)[i % len(PRESETS)] for i in index]
-        lq = torch.cat([degrade(x, cfg.seed, p, [i]) for x, p, i in zip(x_H.split(1), presets, index, strict=True)])
+        lq = torch.cat(
+            [degrade(x, cfg.seed, p, [i]) for x, p, i in zip(x_H.split(1), presets, index, strict=True)]
+        )
     else:
         lq = degrade(x_H, seed=cfg.seed, preset=cfg.preset, index=index)
     return lq, upsample(lq, cfg.scale)

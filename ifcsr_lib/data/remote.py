@@ -1,7 +1,8 @@
-"""Files behind http(s): read by byte ranges, or downloaded so that a killed run continues. Standard library only.
+"""Files behind http(s): read by byte ranges, or downloaded so that a killed run continues. Standard library
+only.
 
-fsspec would need aiohttp and seven more packages for it, and neither resumes a file, nor asks a busy server again, nor notices
-that the server's copy has changed.
+fsspec would need aiohttp and seven more packages for it, and neither resumes a file, nor asks a busy server
+again, nor notices that the server's copy has changed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def _open(url: str, headers: dict):
 
 
 def _try(url: str, attempt):
-    """attempt() -> a result, or None for "cut short, again"; lost connections wait and try again, a refusal (4xx) ends it."""
+    """attempt() -> a result, or None for "cut short, again"; lost connections wait and try again, a refusal
+    (4xx) ends it.
+    """
     reason = "the connection closed early"
     for n in range(TRIES):
         if n:
@@ -45,20 +48,32 @@ def _try(url: str, attempt):
             if (result := attempt()) is not None:
                 return result
         except _LOST as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
-                raise OSError(f"{url}: the server answers {error.code} {error.reason}; check the address, and whether "
-                              "access must be asked for") from error  # fmt: skip
+            if (
+                isinstance(error, urllib.error.HTTPError)
+                and error.code < 500
+                and error.code not in (408, 429)
+            ):
+                raise OSError(
+                    f"{url}: the server answers {error.code} {error.reason}; check the address, and whether "
+                    "access must be asked for"
+                ) from error
             reason = str(error) or type(error).__name__
-    raise OSError(f"{url}: no success in {TRIES} tries ({reason}); what came is kept, run the same command again")
+    raise OSError(
+        f"{url}: no success in {TRIES} tries ({reason}); what came is kept, run the same command again"
+    )
 
 
 def read_range(url: str, start: int, count: int) -> tuple[bytes, int]:
-    """(bytes start ... start + count - 1 of the file, the size of the file in bytes). Raises OSError: no ranges, or no answer."""
+    """(bytes start ... start + count - 1 of the file, the size of the file in bytes). Raises OSError: no
+    ranges, or no answer.
+    """
 
     def attempt():
         with _open(url, {"Range": f"bytes={start}-{start + count - 1}"}) as answer:
             if answer.status != 206:
-                raise OSError(f"{url}: the server gives no byte ranges; download the file and name the local one")
+                raise OSError(
+                    f"{url}: the server gives no byte ranges; download the file and name the local one"
+                )
             whole = int(answer.headers["Content-Range"].rpartition("/")[2])
             data = answer.read()
         return (data, whole) if len(data) == min(count, whole - start) else None
@@ -67,7 +82,9 @@ def read_range(url: str, start: int, count: int) -> tuple[bytes, int]:
 
 
 class Remote(io.RawIOBase):
-    """A seekable, read-only file behind http(s); every read is one range request (wrap it in io.BufferedReader)."""
+    """A seekable, read-only file behind http(s); every read is one range request (wrap it in
+    io.BufferedReader).
+    """
 
     def __init__(self, url: str):
         self.url, self.position, self.size = url, 0, read_range(url, 0, 1)[1]
@@ -95,10 +112,12 @@ class Remote(io.RawIOBase):
 
 
 def download(url: str, folder: str | Path) -> Path:
-    """folder/<file name of url>, downloaded unless it is there; bytes that an earlier run left in <name>.part count.
+    """folder/<file name of url>, downloaded unless it is there; bytes that an earlier run left in <name>.part
+    count.
 
-    The file gets its name when all bytes have come. If the server's copy changed in between (ETag, Last-Modified), the
-    download starts again. Raises OSError after TRIES tries without success, or at once when the server refuses.
+    The file gets its name when all bytes have come. If the server's copy changed in between (ETag,
+    Last-Modified), the download starts again. Raises OSError after TRIES tries without success, or at once
+    when the server refuses.
     """
     from tqdm import tqdm
 
@@ -120,7 +139,8 @@ def download(url: str, folder: str | Path) -> Path:
             if error.code != 416:
                 raise
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start)
-            return _finish() if whole else part.unlink()  # more bytes than the file has: of another one, start again
+            # more bytes than the file has: of another one, start again
+            return _finish() if whole else part.unlink()
         with answer:
             start = start if answer.status == 206 else 0
             length, tag = answer.headers["Content-Length"], answer.headers["ETag"]

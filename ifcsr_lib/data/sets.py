@@ -22,13 +22,16 @@ from .remote import download, file_name, is_url
 
 PUBLISHED = ROOT / "data" / "paper" / "manifests"  # what the repository knows file by file
 COLUMNS = ("file", "bytes", "width", "height", "sha256")
-FOLDERS = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}  # folder names in the field
+# folder names in the field
+FOLDERS = {"lr": "LR", "test_lr": "LR", "lq": "LR", "hr": "HR", "test_hr": "HR", "gt": "HR"}
 CROPS_INDEX = 2 * 10**9  # sample indices of the DIV2K crops' degradation start here; see data.HELDOUT_INDEX
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of the paper. count: images, or pairs where `lr` is given; lr, hr: sides in pixels, hr None: they differ."""
+    """A data set of the paper. count: images, or pairs where `lr` is given; lr, hr: sides in pixels, hr None:
+    they differ.
+    """
 
     name: str
     title: str
@@ -46,25 +49,29 @@ class DataSet:
 
 DATASETS = {d.name: d for d in (
     DataSet("ffhq", "FFHQ, images 00000 to 09999, for training", 10_000, 1024,
-            "CC BY-NC-SA 4.0 (the set, NVIDIA); each photograph has its own: CC BY 2.0, CC BY-NC 2.0, CC0, Public Domain "
-            "Mark or U.S. Government Work, listed in its JSON. Not for commercial use",
-            "https://github.com/NVlabs/ffhq-dataset, folder images1024x1024 (its download_ffhq.py fetches it: 89 GB; the "
-            "first 10,000 are enough). Business inquiries: researchinquiries@nvidia.com"),
+            "CC BY-NC-SA 4.0 (the set, NVIDIA); each photograph has its own: CC BY 2.0, CC BY-NC 2.0, CC0, "
+            "Public Domain Mark or U.S. Government Work, listed in its JSON. Not for commercial use",
+            "https://github.com/NVlabs/ffhq-dataset, folder images1024x1024 (its download_ffhq.py fetches "
+            "it: 89 GB; the first 10,000 are enough). Business inquiries: researchinquiries@nvidia.com"),
     DataSet("lsdir", "LSDIR, its training images", 84_991, None,
             "academic research only; the photographs belong to their owners",
-            "https://ofsoundof.github.io/lsdir-data/; the model hub's repository ofsoundof/LSDIR asks you to log in and agree "
-            "first, then get shard-00.tar.gz to shard-16.tar.gz (155 GB) with the hub's own client"),
+            "https://ofsoundof.github.io/lsdir-data/; the model hub's repository ofsoundof/LSDIR asks you to "
+            "log in and agree first, then get shard-00.tar.gz to shard-16.tar.gz (155 GB) with the hub's own "
+            "client"),
     DataSet("realsr", "RealSR, 100 test crops", 100, 512,
             "none stated: research use, do not pass it on",
-            "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_realsr (clone it, or its archive)", lr=128),
+            "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_realsr (clone it, or its "
+            "archive)", lr=128),
     DataSet("drealsr", "DRealSR, 93 test crops", 93, 512,
             "none stated: research use, do not pass it on",
-            "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_drealsr (clone it, or its archive)", lr=128),
+            "https://github.com/cswry/OSEDiff, folder preset/datasets/benchmark_drealsr (clone it, or its "
+            "archive)", lr=128),
     DataSet("div2k_val", "DIV2K-val, 3,000 test crops", 3000, 512,
             "academic research only; the photographs belong to their owners",
-            "either the crops that papers compare on: StableSR_testsets.zip of the hub's data set Iceclear/StableSR-TestSets "
-            "(DIV2K_V2_val/lq and gt), or DIV2K_valid_HR.zip of https://data.vision.ee.ethz.ch/cvl/DIV2K/, of which 30 crops "
-            "per image are made here: same recipe, other crops, so no number compares with published ones",
+            "either the crops that papers compare on: StableSR_testsets.zip of the hub's data set "
+            "Iceclear/StableSR-TestSets (DIV2K_V2_val/lq and gt), or DIV2K_valid_HR.zip of "
+            "https://data.vision.ee.ethz.ch/cvl/DIV2K/, of which 30 crops per image are made here: same "
+            "recipe, other crops, so no number compares with published ones",
             lr=128, crops=30),
 )}  # fmt: skip
 
@@ -77,7 +84,8 @@ class State:
     folder: Path | None
     found: int = 0
     missing: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)  # other bytes than the manifest says, or other sizes in pixels
+    # other bytes than the manifest says, or other sizes in pixels
+    different: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)  # not in the manifest
     manifest: str = "none"  # "published" (the repository's), "recorded" (at the first prepare) or "none"
     shards: int = 0
@@ -93,14 +101,18 @@ def home() -> Path:
     folder = path_setting("IFCSR_DATA")
     if folder is None or not folder.is_dir():
         text = folder and str(folder)
-        raise FileNotFoundError(f"IFCSR_DATA is {text!r}; set it to a folder of yours that may hold the data sets")
+        raise FileNotFoundError(
+            f"IFCSR_DATA is {text!r}; set it to a folder of yours that may hold the data sets"
+        )
     return folder
 
 
 def dataset(name: str) -> DataSet:
     """The row of DATASETS; ValueError for other names."""
     if name not in DATASETS:
-        raise ValueError(f"data set {name!r} is unknown; allowed: {', '.join(DATASETS)}{hint(name, DATASETS)}")
+        raise ValueError(
+            f"data set {name!r} is unknown; allowed: {', '.join(DATASETS)}{hint(name, DATASETS)}"
+        )
     return DATASETS[name]
 
 
@@ -110,7 +122,9 @@ def _images(folder: Path, data: DataSet) -> dict[str, Path]:
 
     folders = [folder / side for side in ("LR", "HR")] if data.lr else [folder]
     entries = [entry for f in folders if f.is_dir() for entry in os.scandir(f)]
-    paths = [Path(e.path) for e in entries if not e.name.startswith(".") and Path(e.name).suffix.lower() in FORMATS]
+    paths = [
+        Path(e.path) for e in entries if not e.name.startswith(".") and Path(e.name).suffix.lower() in FORMATS
+    ]
     return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
 
 
@@ -118,7 +132,8 @@ def _read_manifest(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("sha256") and len(row["sha256"]) == 64]  # no torn line
+        # no torn line
+        rows = [row for row in csv.DictReader(file) if row.get("sha256") and len(row["sha256"]) == 64]
     for row in rows:
         row.update({key: int(row[key]) for key in ("bytes", "width", "height")})
     return {row["file"]: row for row in rows}
@@ -131,7 +146,8 @@ def _recorded(name: str) -> Path:
 def verify(name: str, hashes: bool = True) -> State:
     """Compare $IFCSR_DATA/<name> with the manifest and the known count and sizes; nothing is changed.
 
-    hashes: False compares bytes counted instead of sha256, which takes seconds instead of minutes for 100,000 images.
+    hashes: False compares bytes counted instead of sha256, which takes seconds instead of minutes for 100,000
+        images.
     """
     data, folder = dataset(name), home() / name
     there, state = _images(folder, data), State(data, folder)
@@ -143,7 +159,9 @@ def verify(name: str, hashes: bool = True) -> State:
         state.missing, state.unknown = sorted(rows.keys() - there.keys()), sorted(there.keys() - rows.keys())
     elif data.lr:
         stems = {side: {Path(file).stem for file in there if file.startswith(side)} for side in ("LR", "HR")}
-        state.missing = sorted(f"{b}/{stem}" for a, b in (("LR", "HR"), ("HR", "LR")) for stem in stems[a] - stems[b])
+        state.missing = sorted(
+            f"{b}/{stem}" for a, b in (("LR", "HR"), ("HR", "LR")) for stem in stems[a] - stems[b]
+        )
     for file, path in _progress(there.items(), f"verify {name}"):
         row = rows.get(file)
         if row and (path.stat().st_size != row["bytes"] or (hashes and sha256(path) != row["sha256"])):
@@ -160,9 +178,13 @@ def _verify_shards(name: str, hashes: bool) -> tuple[int, list[str]]:
     if not (folder / "shards.json").exists():
         return 0, []
     rows = read_json(folder / "shards.json")["shards"]
-    wrong = [file for file, row in rows.items()
-             if not (path := folder / file).exists() or path.stat().st_size != row["bytes"]
-             or (hashes and sha256(path) != row["sha256"])]  # fmt: skip
+    wrong = [
+        file
+        for file, row in rows.items()
+        if not (path := folder / file).exists()
+        or path.stat().st_size != row["bytes"]
+        or (hashes and sha256(path) != row["sha256"])
+    ]
     return len(rows), [f"../{folder.name}/{file}" for file in wrong]
 
 
@@ -184,7 +206,9 @@ def _problem(data: DataSet, target: str, content: bytes) -> tuple[tuple[int, int
 
 
 def _target(data: DataSet, path: PurePosixPath) -> str | None:
-    """Where a file of a source belongs, such as "00042.png" or "HR/a.png"; None for one that is not of the data set."""
+    """Where a file of a source belongs, such as "00042.png" or "HR/a.png"; None for one that is not of the
+    data set.
+    """
     from ..files.images import FORMATS
 
     folders = [part.lower() for part in path.parts[:-1]]
@@ -193,9 +217,12 @@ def _target(data: DataSet, path: PurePosixPath) -> str | None:
     if data.name == "ffhq":
         ours = re.fullmatch(r"\d{5}", path.stem) and int(path.stem) < 10_000
         return path.name if ours and not {"thumbnails128x128", "in-the-wild-images"} & set(folders) else None
-    if data.name == "lsdir":  # its x2, x3 and x4 have names such as 0000001x4.png, its validation images are in val1/
+    # its x2, x3 and x4 have names such as 0000001x4.png, its validation images are in val1/
+    if data.name == "lsdir":
         ours = re.fullmatch(r"\d{7}", path.stem)
-        return path.name if ours and not any(re.fullmatch(r"(val|test)\d*", part) for part in folders) else None
+        return (
+            path.name if ours and not any(re.fullmatch(r"(val|test)\d*", part) for part in folders) else None
+        )
     if not folders or not (side := FOLDERS.get(folders[-1])):
         return None
     other = next((key for key in ("drealsr", "realsr", "div2k") if key in "/".join(folders[:-1])), None)
@@ -203,7 +230,8 @@ def _target(data: DataSet, path: PurePosixPath) -> str | None:
 
 
 def _members(source: Path) -> Iterator[tuple[PurePosixPath, int, object, Path | None]]:
-    """(path inside, bytes, function that reads them, file on disk or None) of every file of a folder or archive.
+    """(path inside, bytes, function that reads them, file on disk or None) of every file of a folder or
+    archive.
 
     Raises FileNotFoundError, or ValueError: neither folder nor archive, or damaged or cut short.
     """
@@ -216,7 +244,9 @@ def _members(source: Path) -> Iterator[tuple[PurePosixPath, int, object, Path | 
                 yield base / path.relative_to(source).as_posix(), path.stat().st_size, path.read_bytes, path
         return
     if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; pass a folder, a .zip, .tar or .tar.gz, or an address")
+        raise FileNotFoundError(
+            f"{source} does not exist; pass a folder, a .zip, .tar or .tar.gz, or an address"
+        )
     with _undamaged(source):
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
@@ -242,8 +272,10 @@ def _undamaged(source: Path):
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk, not the archive
             raise
-        raise ValueError(f"{source} is damaged, cut short or no archive ({error or type(error).__name__}); get it again, "
-                         "what came before is kept. Allowed: a folder, .zip, .tar, .tar.gz") from error  # fmt: skip
+        raise ValueError(
+            f"{source} is damaged, cut short or no archive ({error or type(error).__name__}); get it again, "
+            "what came before is kept. Allowed: a folder, .zip, .tar, .tar.gz"
+        ) from error
 
 
 def _plain_tar(path: Path) -> bool:
@@ -260,7 +292,9 @@ def _at(file, member: tarfile.TarInfo) -> bytes:
 
 
 class _Records:
-    """The manifest in the making: a line is added to a .part file as each image is stored, so a killed run goes on."""
+    """The manifest in the making: a line is added to a .part file as each image is stored, so a killed run
+    goes on.
+    """
 
     def __init__(self, name: str):
         self.path = _recorded(name)
@@ -288,7 +322,10 @@ class _Records:
         self.writer.writerow(row)
 
     def finish(self) -> None:
-        with atomic(self.path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            atomic(self.path) as tmp,
+            open(tmp, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows[target] for target in sorted(self.rows))
@@ -299,15 +336,18 @@ class _Records:
 def prepare(name: str, sources: list[str | Path], bad_images: float = 0.01, seed: int = 0) -> State:
     """Bring a data set to $IFCSR_DATA/<name> from folders, archives or http(s) addresses, and verify it.
 
-    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that are there with
-    the right bytes are not touched, so that a killed run continues. Damaged images and wrong sizes are left out; more than
-    the share `bad_images` of them (any, for test pairs) raises ValueError with counts and names, as does a source without a
-    file of the data set. seed: of the DIV2K crops, where whole images are given.
+    Files of a folder on the same disk are hard-linked (no second copy), all others written; images that are
+    there with the right bytes are not touched, so that a killed run continues. Damaged images and wrong sizes
+    are left out; more than the share `bad_images` of them (any, for test pairs) raises ValueError with counts
+    and names, as does a source without a file of the data set. seed: of the DIV2K crops, where whole images
+    are given.
     """
     data, folder, taken, bad = dataset(name), home() / name, {}, []
     urls = [file_name(source) for source in map(str, sources) if is_url(source)]
     if len(set(urls)) < len(urls):
-        raise ValueError(f"two addresses end in the same file name ({', '.join(urls)}); prepare them one after the other")
+        raise ValueError(
+            f"two addresses end in the same file name ({', '.join(urls)}); prepare them one after the other"
+        )
     with _Records(name) as records:
         for source in map(str, sources):
             local = download(source, home() / "downloads") if is_url(source) else Path(source)
@@ -318,8 +358,10 @@ def prepare(name: str, sources: list[str | Path], bad_images: float = 0.01, seed
                 if target is None:
                     continue
                 if (other := taken.setdefault(target, (local, path))) != (local, path):
-                    raise ValueError(f"{other[1]} of {other[0].name} and {path} of {local.name} would both become {target}; "
-                                     "name a source with one of them")  # fmt: skip
+                    raise ValueError(
+                        f"{other[1]} of {other[0].name} and {path} of {local.name} would both become "
+                        f"{target}; name a source with one of them"
+                    )
                 if "." not in target:
                     with _undamaged(local):
                         _div2k_crops(data, target, read, folder, records, seed)
@@ -334,11 +376,15 @@ def prepare(name: str, sources: list[str | Path], bad_images: float = 0.01, seed
                     records.add(target, content, pixels)
         records.finish()
     if not taken:
-        raise ValueError(f"no file of {name} in {', '.join(map(str, sources))}; wanted: {data.title}, {data.where}")
+        raise ValueError(
+            f"no file of {name} in {', '.join(map(str, sources))}; wanted: {data.title}, {data.where}"
+        )
     if len(bad) > (0 if data.lr else bad_images) * len(taken):
-        raise ValueError(f"{len(bad)} of {len(taken)} images of {name} are unfit, first {'; '.join(bad[:3])}; allowed: "
-                         f"{'none' if data.lr else f'a share of {bad_images:g}'}. The others are stored; get these "
-                         "again and run the same command")  # fmt: skip
+        raise ValueError(
+            f"{len(bad)} of {len(taken)} images of {name} are unfit, first {'; '.join(bad[:3])}; allowed: "
+            f"{'none' if data.lr else f'a share of {bad_images:g}'}. The others are stored; get these "
+            "again and run the same command"
+        )
     state = verify(name, hashes=False)  # they were computed a moment ago
     state.different += bad
     return state
@@ -357,7 +403,9 @@ def _store(content: bytes, path: Path, origin: Path | None) -> None:
 
 
 def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records, seed: int) -> None:
-    """The pairs of one DIV2K image: crops at random places, degraded with x4plus; a function of (seed, image, crop)."""
+    """The pairs of one DIV2K image: crops at random places, degraded with x4plus; a function of (seed, image,
+    crop).
+    """
     import numpy as np
 
     from ..degradation import degrade
@@ -368,7 +416,9 @@ def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records
         return
     image = decode_image(read(), stem).rgb
     if min(image.shape[-2:]) < data.hr:
-        raise ValueError(f"{stem} is {image.shape[-1]}x{image.shape[-2]}; crops of {data.hr} pixels need the whole image")
+        raise ValueError(
+            f"{stem} is {image.shape[-1]}x{image.shape[-2]}; crops of {data.hr} pixels need the whole image"
+        )
     for k, name in enumerate(names):
         # DECISION D28: 30 crops per image at uniform places, x4plus; the published 3,000 crops state no seed
         index = (int(stem) - 801) * data.crops + k
@@ -382,24 +432,31 @@ def _div2k_crops(data: DataSet, stem: str, read, folder: Path, records: _Records
 
 
 def write_shards(name: str, images: int = 1000) -> list[Path]:
-    """Write $IFCSR_DATA/<name>_shards/<name>-000000.tar ... with `images` images each, and shards.json with their sha256.
+    """Write $IFCSR_DATA/<name>_shards/<name>-000000.tar ... with `images` images each, and shards.json with
+    their sha256.
 
-    Webdataset's format: the files as they are, sorted by name. Shards that are there are kept, so a killed run continues;
-    ValueError when they hold other images or another number per shard.
+    Webdataset's format: the files as they are, sorted by name. Shards that are there are kept, so a killed
+    run continues; ValueError when they hold other images or another number per shard.
     """
     data, folder = dataset(name), home() / f"{name}_shards"
     files = list(_images(home() / name, data).values())
     if data.lr or images < 1 or not files:
-        raise ValueError(f"shards of {name} with {images} images each, {len(files)} images there; allowed: a training set "
-                         "that is prepared, and 1 or more images a shard")  # fmt: skip
-    text = "".join(f"{path.name} {path.stat().st_size}\n" for path in files).encode("utf-8", "surrogateescape")
+        raise ValueError(
+            f"shards of {name} with {images} images each, {len(files)} images there; allowed: a training set "
+            "that is prepared, and 1 or more images a shard"
+        )
+    text = "".join(f"{path.name} {path.stat().st_size}\n" for path in files).encode(
+        "utf-8", "surrogateescape"
+    )
     wanted = {"images": len(files), "images_a_shard": images, "of": hashlib.sha256(text).hexdigest()}
     record = {"plan": wanted, "shards": {}}
     if (folder / "shards.json").exists():
         record = read_json(folder / "shards.json")
         if record["plan"] != wanted:
-            raise ValueError(f"{folder} holds shards of other images or another size ({record['plan']}, now {wanted}); "
-                             "delete the folder to make them again")  # fmt: skip
+            raise ValueError(
+                f"{folder} holds shards of other images or another size ({record['plan']}, now {wanted}); "
+                "delete the folder to make them again"
+            )
     paths = [folder / f"{name}-{n:06d}.tar" for n in range(-(-len(files) // images))]
     for n, path in enumerate(_progress(paths, f"{name} shards")):
         row = record["shards"].get(path.name)
@@ -409,13 +466,19 @@ def write_shards(name: str, images: int = 1000) -> list[Path]:
         with atomic(path) as tmp, tarfile.open(tmp, "w") as archive:
             for image in part:
                 archive.addfile(_entry(image), io.BytesIO(image.read_bytes()))
-        record["shards"][path.name] = {"images": len(part), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        record["shards"][path.name] = {
+            "images": len(part),
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
         write_json(record, folder / "shards.json")
     return paths
 
 
 def _entry(image: Path) -> tarfile.TarInfo:
-    """The header of an image in a shard, as webdataset's TarWriter writes it: the same bytes on every machine."""
+    """The header of an image in a shard, as webdataset's TarWriter writes it: the same bytes on every
+    machine.
+    """
     entry = tarfile.TarInfo(image.stem + image.suffix.lower())
     entry.size, entry.mode, entry.uname, entry.gname = image.stat().st_size, 0o444, "bigdata", "bigdata"
     return entry
@@ -425,13 +488,25 @@ def report(state: State) -> str:
     """A few lines for people: what is there, what is wrong, the licence, where to get it."""
     data = state.data
     unit = "pairs" if data.lr else "images"
-    lines = [f"{data.name}: {data.title}",
-             f"  folder    $IFCSR_DATA/{data.name}" + (f", shards $IFCSR_DATA/{data.name}_shards ({state.shards})" if state.shards else ""),
-             f"  there     {state.found:,} of {data.files:,} files ({data.count:,} {unit}"
-             + (f", LR {data.lr} x {data.lr} and HR {data.hr} x {data.hr}" if data.lr else f", {data.hr} x {data.hr}" if data.hr else "")
-             + f"), {'complete' if state.complete else 'not complete'}"]  # fmt: skip
-    manifests = {"published": "sha256 of data/paper/manifests", "recorded": "sha256 recorded at the first prepare",
-                 "none": "none; counts and sizes only, until `prepare` (--from) records one"}  # fmt: skip
+    lines = [
+        f"{data.name}: {data.title}",
+        f"  folder    $IFCSR_DATA/{data.name}"
+        + (f", shards $IFCSR_DATA/{data.name}_shards ({state.shards})" if state.shards else ""),
+        f"  there     {state.found:,} of {data.files:,} files ({data.count:,} {unit}"
+        + (
+            f", LR {data.lr} x {data.lr} and HR {data.hr} x {data.hr}"
+            if data.lr
+            else f", {data.hr} x {data.hr}"
+            if data.hr
+            else ""
+        )
+        + f"), {'complete' if state.complete else 'not complete'}",
+    ]
+    manifests = {
+        "published": "sha256 of data/paper/manifests",
+        "recorded": "sha256 recorded at the first prepare",
+        "none": "none; counts and sizes only, until `prepare` (--from) records one",
+    }
     lines.append(f"  manifest  {manifests[state.manifest]}")
     for text, files in (("missing", state.missing), ("differ", state.different), ("unknown", state.unknown)):
         if files:

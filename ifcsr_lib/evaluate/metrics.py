@@ -1,11 +1,13 @@
 """Metrics of the paper through pyiqa, the gamma tables, and the closed form of PSNR along gamma.
 
-Protocol (it reproduces the peers' published scores): 8-bit RGB, no border cropped; PSNR and SSIM on studio-range luma,
-Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, R G B in [0, 1]; LPIPS is the AlexNet one.
+Protocol (it reproduces the peers' published scores): 8-bit RGB, no border cropped; PSNR and SSIM on
+studio-range luma, Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, R G B in [0, 1]; LPIPS is the AlexNet
+one.
 
-Weights are looked for in $IFCSR_DATA/weights, the torch hub and the Hugging Face cache before any image is scored. A
-metric that lacks some reads "not run: needs <file>". Nothing is fetched unless IFCSR_DOWNLOAD=1 (HF_HUB_OFFLINE=1 wins
-over it), so that no table depends on a network. pyiqa is PolyForm Noncommercial: it is used here and nowhere else.
+Weights are looked for in $IFCSR_DATA/weights, the torch hub and the Hugging Face cache before any image is
+scored. A metric that lacks some reads "not run: needs <file>". Nothing is fetched unless IFCSR_DOWNLOAD=1
+(HF_HUB_OFFLINE=1 wins over it), so that no table depends on a network. pyiqa is PolyForm Noncommercial: it is
+used here and nowhere else.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
 class Metric:
     """What a metric is called and needs.
 
-    label: for tables. name, options: in pyiqa (lpips-lite is ours). lower_better. reference: needs hr. weights: files
-    under the torch hub folder, under the repository, or hf:repo/file. smallest: least side in pixels.
+    label: for tables. name, options: in pyiqa (lpips-lite is ours). lower_better. reference: needs hr.
+    weights: files under the torch hub folder, under the repository, or hf:repo/file. smallest: least side in
+    pixels.
     """
 
     label: str
@@ -67,11 +70,13 @@ METRICS: dict[str, Metric] = {
                     ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth")),
     "niqe": Metric("NIQE", "niqe", True, False, {}, ("pyiqa/niqe_modelparameters.mat",), 192),
     "musiq": Metric("MUSIQ", "musiq", False, False, {}, ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
-    # DECISION D22: the paper says MANIQA; the peers' column is pyiqa's PIPAL model, not pyiqa's default KonIQ one
+    # DECISION D22: the paper says MANIQA; the peers' column is pyiqa's PIPAL model, not pyiqa's default KonIQ
+    # one
     "maniqa": Metric("MANIQA", "maniqa-pipal", False, False, {}, ("pyiqa/MANIQA_PIPAL-ae6d356b.pth", _VIT)),
     "clipiqa": Metric("CLIPIQA", "clipiqa", False, False, {}, ("clip/RN50.pt",)),
     "fid": Metric("FID", "fid", True, True, {}, ("pyiqa/pt_inception-2015-12-05-6726825d.pth",)),
-    # DECISION D23: NIQE's parameters may not ship, so offline a pristine model of ours stands in, never called NIQE
+    # DECISION D23: NIQE's parameters may not ship, so offline a pristine model of ours stands in, never
+    # called NIQE
     "niqe-pocket": Metric("niqe-pocket", "niqe", True, False, {}, ("data/pocket/niqe_pocket.mat",), 192),
 }  # fmt: skip
 
@@ -87,7 +92,9 @@ def _find(file: str) -> Path | None:
 
 
 def missing(metric: str) -> list[str]:
-    """Names of the weight files that the metric needs and this machine lacks; [] when it can run. No network."""
+    """Names of the weight files that the metric needs and this machine lacks; [] when it can run.
+    No network.
+    """
     check_metrics([metric], hr=True)
     lacks = [f for f in METRICS[metric].weights if _find(f) is None]
     return [f[3:] if f.startswith("hf:") else Path(f).name for f in lacks]
@@ -96,19 +103,29 @@ def missing(metric: str) -> list[str]:
 def check_metrics(metrics, hr) -> list[str]:
     if isinstance(metrics, str):
         raise TypeError(f"metrics came as the text {metrics!r}; pass a list such as [{metrics!r}]")
-    names = [m for m in METRICS if hr is not None or not METRICS[m].reference] if metrics is None else list(metrics)
+    names = (
+        [m for m in METRICS if hr is not None or not METRICS[m].reference]
+        if metrics is None
+        else list(metrics)
+    )
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"metric {name!r} is unknown{hint(name, METRICS)}; allowed: {', '.join(METRICS)}")
+            raise ValueError(
+                f"metric {name!r} is unknown{hint(name, METRICS)}; allowed: {', '.join(METRICS)}"
+            )
         if METRICS[name].reference and hr is None:
-            raise ValueError(f"metric {name!r} compares with a reference; pass hr, or leave it out of metrics")
+            raise ValueError(
+                f"metric {name!r} compares with a reference; pass hr, or leave it out of metrics"
+            )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"metrics={names}; pass one name or more, each once, of {', '.join(METRICS)}")
     return names
 
 
 def absent(name: str) -> str | None:
-    """The text "not run: needs ..." of a metric whose weights are neither here nor to be fetched, else None."""
+    """The text "not run: needs ..." of a metric whose weights are neither here nor to be fetched,
+    else None.
+    """
     lacks = missing(name)
     if lacks and (os.environ.get("IFCSR_DOWNLOAD") != "1" or os.environ.get("HF_HUB_OFFLINE") == "1"):
         return f"not run: needs {', '.join(lacks)}"
@@ -145,23 +162,27 @@ def _metric(name: str, device: str, path: Path | None):
             with atomic(place) as tmp:
                 shutil.copyfile(found, tmp)
     model = {"pretrained_model_path": str(path)} if path else {}
-    return pyiqa.create_metric(METRICS[name].name, device=torch.device(device), **METRICS[name].options, **model)
+    return pyiqa.create_metric(
+        METRICS[name].name, device=torch.device(device), **METRICS[name].options, **model
+    )
 
 
 def _ssim(x: Tensor, y: Tensor) -> float:
-    """pyiqa's SSIM of the protocol within 1e-8: Y * 255 rounded, 11 x 11 Gaussian of sigma 1.5, valid windows, float64.
+    """pyiqa's SSIM of the protocol within 1e-8: Y * 255 rounded, 11 x 11 Gaussian of sigma 1.5, valid
+    windows, float64.
 
-    x, y: (1, 3, H, W) in [0, 1], sides of 11 or more. pyiqa convolves in float64 with all 121 taps at once, for which
-    torch has no fast kernel on a CPU; two passes of 11 taps are the same window.
+    x, y: (1, 3, H, W) in [0, 1], sides of 11 or more. pyiqa convolves in float64 with all 121 taps at once,
+    for which torch has no fast kernel on a CPU; two passes of 11 taps are the same window.
     """
-    # not skimage.metrics.structural_similarity: it leaves negative terms negative, which puts it up to 0.0055 below the
-    # scores that OSEDiff published (this function: within 1e-4) and would move every table
+    # not skimage.metrics.structural_similarity: it leaves negative terms negative, which puts it up to 0.0055
+    # below the scores that OSEDiff published (this function: within 1e-4) and would move every table
     from pyiqa.matlab_utils import fspecial
     from pyiqa.utils.color_util import to_y_channel
     from scipy.ndimage import correlate1d
 
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-    # pyiqa's window is rounded to float32, so that its sum misses 1 by 6e-9, which variances of 8-bit values feel
+    # pyiqa's window is rounded to float32, so that its sum misses 1 by 6e-9, which variances of 8-bit values
+    # feel
     window *= float(fspecial(11, 1.5).double().sum()) ** 0.5 / window.sum()
 
     def mean(v):
@@ -186,7 +207,9 @@ def each_image(x, what: str) -> list:
         check_images(x, what)
         return list(x.split(1))
     if not isinstance(x, Iterable):
-        raise TypeError(f"{what} came as {type(x).__name__}; pass (N, 3, H, W), a list of images or paths, or a folder")
+        raise TypeError(
+            f"{what} came as {type(x).__name__}; pass (N, 3, H, W), a list of images or paths, or a folder"
+        )
     return list(x)
 
 
@@ -195,7 +218,9 @@ def read_single(item, what: str) -> Tensor:
     x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
     check_images(x, what)
     if len(x) != 1:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}; pass single images (3, H, W) or (1, 3, H, W) in a list")
+        raise ValueError(
+            f"{what} has shape {tuple(x.shape)}; pass single images (3, H, W) or (1, 3, H, W) in a list"
+        )
     return x
 
 
@@ -208,31 +233,44 @@ def rounded(item, what: str) -> Tensor:
 def _check_pairs(xs: list, ys: list | None, names: list) -> None:
     """Every error about the images, before long work."""
     if not xs or len(names) != len(xs) or (ys is not None and len(ys) != len(xs)):
-        raise ValueError(f"{len(xs)} images came with {len(names)} names and {'no' if ys is None else len(ys)} "
-                         "references (hr); pass at least one image and as many of each")  # fmt: skip
+        raise ValueError(
+            f"{len(xs)} images came with {len(names)} names and {'no' if ys is None else len(ys)} "
+            "references (hr); pass at least one image and as many of each"
+        )
     for x, y, name in zip(xs, ys or [None] * len(xs), names, strict=True):
-        x, y = read_single(x, f"image {name}").shape, None if y is None else read_single(y, f"hr of image {name}").shape
+        x, y = (
+            read_single(x, f"image {name}").shape,
+            None if y is None else read_single(y, f"hr of image {name}").shape,
+        )
         if y is not None and x != y:
             raise ValueError(f"image {name} is {tuple(x)} and its hr {tuple(y)}; allowed: the same size")
 
 
 def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
-    """Score images: one row per image (index "image"), one column per metric; df.attrs["lower_better"] is {metric: bool}.
+    """Score images: one row per image (index "image"), one column per metric; df.attrs["lower_better"] is
+    {metric: bool}.
 
-    sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one at a
-        time; or a folder. Two folders are matched by full file name, else by a stem that is unique
+    sr, hr: float32 RGB (N, 3, H, W) in [0, 1]; or a list of single images (any sizes) or of paths, read one
+        at a time; or a folder. Two folders are matched by full file name, else by a stem that is unique
         (images.partners); hr may hold more.
     metrics: names of METRICS; None takes all, or without hr all that need none.
-    names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1. device: CUDA
-        if there is one.
-    FID is one number of the whole set, repeated in each row. A metric that could not run reads "not run: <reason>".
-    Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
+    names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1.
+        device: CUDA if there is one.
+    FID is one number of the whole set, repeated in each row. A metric that could not run reads "not run:
+    <reason>". Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape,
+    size or range.
     """
-    metrics, xs, ys = check_metrics(metrics, hr), each_image(sr, "sr"), None if hr is None else each_image(hr, "hr")
+    metrics, xs, ys = (
+        check_metrics(metrics, hr),
+        each_image(sr, "sr"),
+        None if hr is None else each_image(hr, "hr"),
+    )
     if isinstance(sr, (str, Path)) and isinstance(hr, (str, Path)):
         found = partners(xs, ys)
         if lacking := [p.name for p in xs if p not in found]:
-            raise ValueError(f"{hr} has no reference for {len(lacking)} of {len(xs)} images of {sr}: {lacking[:3]}")
+            raise ValueError(
+                f"{hr} has no reference for {len(lacking)} of {len(xs)} images of {sr}: {lacking[:3]}"
+            )
         ys = [found[p] for p in xs]
     if not names:
         stems = iter(labels([Path(x) for x in xs if not isinstance(x, Tensor)]))
@@ -282,15 +320,26 @@ def score_fid(maker, folder: Path, n: int) -> float | str:
 def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
     """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (one row per gamma).
 
-    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores are NaN.
+    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores
+    are NaN.
     """
     if "gamma" in df.index.names:
-        out = pd.DataFrame({g: summary(part.droplevel("gamma")) for g, part in df.groupby(level="gamma", sort=False)}).T
+        out = pd.DataFrame(
+            {g: summary(part.droplevel("gamma")) for g, part in df.groupby(level="gamma", sort=False)}
+        ).T
         out, out.attrs = out.infer_objects().rename_axis("gamma"), dict(df.attrs)
         return out
     lacks = {m: [v for v in df[m] if isinstance(v, str) or pd.isna(v)] for m in df}
-    return pd.Series({m: float(df[m].mean()) if not t else t[0] if len(t) == len(df) and isinstance(t[0], str) else
-                      f"not run: {len(t)} of {len(df)} images" for m, t in lacks.items()})  # fmt: skip
+    return pd.Series(
+        {
+            m: float(df[m].mean())
+            if not t
+            else t[0]
+            if len(t) == len(df) and isinstance(t[0], str)
+            else f"not run: {len(t)} of {len(df)} images"
+            for m, t in lacks.items()
+        }
+    )
 
 
 def check_gammas(gammas) -> list[float]:
@@ -305,7 +354,10 @@ def check_gammas(gammas) -> list[float]:
 
 def _parts(ends, hr, names) -> tuple[list, list | None, list]:
     """Endpoints as a list of objects, references as a list of items, names; checked to fit."""
-    parts, ys = list(ends) if isinstance(ends, (list, tuple)) else [ends], None if hr is None else each_image(hr, "hr")
+    parts, ys = (
+        list(ends) if isinstance(ends, (list, tuple)) else [ends],
+        None if hr is None else each_image(hr, "hr"),
+    )
     for side in ("x_fid", "x_real"):
         xs = [x for part in parts for x in each_image(getattr(part, side), side)]
         names = list(names or range(len(xs)))
@@ -313,18 +365,27 @@ def _parts(ends, hr, names) -> tuple[list, list | None, list]:
     return parts, ys, names
 
 
-def sweep(ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None,
-          progress=False) -> pd.DataFrame:  # fmt: skip
-    """The paper's gamma table: one row per gamma (index), one column per metric, means over the images. Calls no model.
+def sweep(
+    ends, hr=None, gammas=GAMMAS, metrics=None, per_image=False, names=None, device=None, progress=False
+) -> pd.DataFrame:
+    """The paper's gamma table: one row per gamma (index), one column per metric, means over the images. Calls
+    no model.
 
-    ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such, blended one at a
-        time: single images keep memory small and may differ in size. hr, metrics, names, device: as in `score`.
+    ends: an object with x_fid, x_real (N, 3, H, W) in [0, 1] and blend(gamma) (E1); or a list of such,
+        blended one at a time: single images keep memory small and may differ in size. hr, metrics, names,
+        device: as in `score`.
     gammas: numbers in [0, 1]. per_image: the long table instead, index (gamma, image). progress: show a bar.
     """
-    gammas, metrics, (parts, ys, names) = check_gammas(gammas), check_metrics(metrics, hr), _parts(ends, hr, names)
+    gammas, metrics, (parts, ys, names) = (
+        check_gammas(gammas),
+        check_metrics(metrics, hr),
+        _parts(ends, hr, names),
+    )
     makers = {m: create(m, device) for m in metrics}
-    tables = {g: _score((x for part in parts for x in part.blend(g).split(1)), ys, makers, names)
-              for g in tqdm(gammas, desc="gamma", disable=not progress)}  # fmt: skip
+    tables = {
+        g: _score((x for part in parts for x in part.blend(g).split(1)), ys, makers, names)
+        for g in tqdm(gammas, desc="gamma", disable=not progress)
+    }
     table = pd.concat(tables, names=["gamma"])
     table.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
     return table if per_image else summary(table)
@@ -336,17 +397,21 @@ def luma_errors(ends, hr, names=None) -> tuple[np.ndarray, list]:
     pairs = [(f, r) for part in parts for f, r in zip(part.x_fid.split(1), part.x_real.split(1), strict=True)]
     rows = []
     for (f, r), y in zip(pairs, ys, strict=True):
-        y, luma = read_single(y, "hr").to(f.device).double(), torch.tensor(LUMA, dtype=torch.float64, device=f.device)
+        y, luma = (
+            read_single(y, "hr").to(f.device).double(),
+            torch.tensor(LUMA, dtype=torch.float64, device=f.device),
+        )
         e_f, e_r = (torch.einsum("c,nchw->nhw", luma, x.detach().double() - y) for x in (f, r))
         rows.append([v.mean().item() for v in (e_f * e_f, e_r * e_r, e_f * e_r)])
     return np.array(rows).T, names
 
 
 def psnr_curve(ends, hr, gammas=GAMMAS, per_image=False, names=None) -> pd.DataFrame:
-    """PSNR (dB, Y) on gamma from three numbers per image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C = mean(e_f e_r).
+    """PSNR (dB, Y) on gamma from three numbers per image: MSE = (1-g)^2 E_f + g^2 E_r + 2 g (1-g) C, C =
+    mean(e_f e_r).
 
-    Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding before a
-    measured PSNR adds about 4e-7 to the MSE: 0.002 dB lower at 30 dB, 0.02 dB at 40 dB.
+    Arguments and table as in `sweep`, with the one column psnr. Exact for float images; the 8-bit rounding
+    before a measured PSNR adds about 4e-7 to the MSE: 0.002 dB lower at 30 dB, 0.02 dB at 40 dB.
     """
     gammas, ((e_f, e_r, c), names) = check_gammas(gammas), luma_errors(ends, hr, names)
     mse = np.array([(1 - g) ** 2 * e_f + g**2 * e_r + 2 * g * (1 - g) * c for g in gammas])
@@ -368,7 +433,8 @@ def best_gamma(ends, hr) -> Tensor:
 
 
 def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
-    """What the paper and its peers report (data/paper/reported.csv): benchmark, method, gamma, metric, value, source.
+    """What the paper and its peers report (data/paper/reported.csv): benchmark, method, gamma, metric, value,
+    source.
 
     benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with
         pocket tables.
@@ -376,5 +442,7 @@ def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
     table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
     known = sorted(table["benchmark"].unique())
     if benchmark is not None and benchmark not in known:
-        raise ValueError(f"benchmark {benchmark!r} is unknown{hint(benchmark, known)}; allowed: {', '.join(known)}")
+        raise ValueError(
+            f"benchmark {benchmark!r} is unknown{hint(benchmark, known)}; allowed: {', '.join(known)}"
+        )
     return table if benchmark is None else table[table["benchmark"] == benchmark].reset_index(drop=True)

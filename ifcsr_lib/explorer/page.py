@@ -8,8 +8,26 @@ from pathlib import Path
 
 JS = Path(__file__).parent / "js"
 # A module imports only from those before it, so that joined in this order they are one module.
-MODULES = ("util", "png", "pair", "sampling", "blend", "numbers", "painters", "state", "stage", "brush",
-           "controls", "pointers", "gallery", "charts", "pictures", "files", "app", "hosts")  # fmt: skip
+MODULES = (
+    "util",
+    "png",
+    "pair",
+    "sampling",
+    "blend",
+    "numbers",
+    "painters",
+    "state",
+    "stage",
+    "brush",
+    "controls",
+    "pointers",
+    "gallery",
+    "charts",
+    "pictures",
+    "files",
+    "app",
+    "hosts",
+)
 _DROPPED = re.compile(
     r"^import .*\n"  # one scope needs no imports
     r"|^export (?!default)"

@@ -64,14 +64,27 @@ class Picture:
             {"label": label, **self.made[label], **self.numbers[label], "curves": self.curves[label]}
             for label in self.parts
         ]
-        return {"name": self.name, "width": w, "height": h, "hr": self.hr is not None, "thumb": thumb,
-                "x_L": self.x_L is not None, "map": self.planes is not None, "panes": panes}  # fmt: skip
+        return {
+            "name": self.name,
+            "width": w,
+            "height": h,
+            "hr": self.hr is not None,
+            "thumb": thumb,
+            "x_L": self.x_L is not None,
+            "map": self.planes is not None,
+            "panes": panes,
+        }
 
     def keys(self, thumb: bool) -> list[str]:
         """Every key of `png` that an exported page needs."""
         keys = [f"{p}/{end}" for p in range(len(self.parts)) for end in ("fid", "real")]
-        there = {"bicubic": self.x_L is not None, "HR": self.hr is not None, "map": self.planes is not None,
-                 "thumb_fid": thumb, "thumb_real": thumb}  # fmt: skip
+        there = {
+            "bicubic": self.x_L is not None,
+            "HR": self.hr is not None,
+            "map": self.planes is not None,
+            "thumb_fid": thumb,
+            "thumb_real": thumb,
+        }
         return keys + [key for key, yes in there.items() if yes]
 
     def png(self, key: str, level: int) -> bytes:

@@ -70,8 +70,10 @@ class Explorer(anywidget.AnyWidget):
         label, first = next(iter(panes.items()))
         for other, part in panes.items():
             if [x.x_fid.shape for x in part] != [x.x_fid.shape for x in first]:
-                raise ValueError(f"the endpoints of {other!r} differ in number or size from those of "
-                                 f"{label!r}; compare models on the same images")  # fmt: skip
+                raise ValueError(
+                    f"the endpoints of {other!r} differ in number or size from those of "
+                    f"{label!r}; compare models on the same images"
+                )
         lq, hr = fitting(lq, first, "lq", 4), fitting(hr, first, "hr", 1)
         names = [str(name) for name in (names if names is not None else range(len(first)))]
         if len(names) != len(first):
@@ -304,9 +306,13 @@ class Explorer(anywidget.AnyWidget):
         Its text fields: Software, gamma, image, model, hash, and whether a gamma map was painted.
         """
         path, shown = with_suffix(path, ".png"), self.picture
-        texts = {"Software": SOFTWARE, "gamma": repr(self.gamma), "image": shown.name,
-                 **shown.made[shown.label(label)],
-                 "gamma map": "none" if self.gamma_map is None else "painted"}  # fmt: skip
+        texts = {
+            "Software": SOFTWARE,
+            "gamma": repr(self.gamma),
+            "image": shown.name,
+            **shown.made[shown.label(label)],
+            "gamma map": "none" if self.gamma_map is None else "painted",
+        }
         data = encode_png(self._blend(None, label), bits, texts)
         with atomic(path) as tmp:
             tmp.write_bytes(data)

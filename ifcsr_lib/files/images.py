@@ -1,4 +1,6 @@
-"""Image files and image tensors. Public images are float32 RGB (N, 3, H, W) in [0, 1], sRGB-like values as stored."""
+"""Image files and image tensors. Public images are float32 RGB (N, 3, H, W) in [0, 1], sRGB-like values as
+stored.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,23 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from .results import atomic
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-           ".bmp": "BMP"}  # fmt: skip
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One image file: rgb (1, 3, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1]; bits 8 or 16 a channel."""
+    """One image file: rgb (1, 3, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1]; bits 8 or 16 a
+    channel.
+    """
 
     rgb: torch.Tensor
     alpha: torch.Tensor | None = None
@@ -33,37 +44,55 @@ class Photo:
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
-    """Raise TypeError or ValueError unless x is float32 (N, 3, H, W), finite, in [0, 1] (+-1e-6), sides >= min_side."""
+    """Raise TypeError or ValueError unless x is float32 (N, 3, H, W), finite, in [0, 1] (+-1e-6), sides >=
+    min_side.
+    """
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} came as {type(x).__name__}; pass a float32 tensor (N, 3, H, W), see images.to_tensor")
+        raise TypeError(
+            f"{name} came as {type(x).__name__}; pass a float32 tensor (N, 3, H, W), see images.to_tensor"
+        )
     if x.dtype != torch.float32:
-        raise TypeError(f"{name} came as {x.dtype}; pass float32 in [0, 1] (images.to_tensor scales 8 and 16 bit)")
+        raise TypeError(
+            f"{name} came as {x.dtype}; pass float32 in [0, 1] (images.to_tensor scales 8 and 16 bit)"
+        )
     if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; pass (N, 3, H, W), one image as image[None]")
     if min(x.shape[2:]) < min_side:
-        raise ValueError(f"{name} is {x.shape[3]}x{x.shape[2]} pixels; allowed: {min_side} or more on each side")
+        raise ValueError(
+            f"{name} is {x.shape[3]}x{x.shape[2]} pixels; allowed: {min_side} or more on each side"
+        )
     low, high = (v.item() for v in x.detach().aminmax())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int((~x.isfinite()).sum())
-        raise ValueError(f"{name} has {count} NaN or infinite values of {x.numel()}; look at the step that made it")
+        raise ValueError(
+            f"{name} has {count} NaN or infinite values of {x.numel()}; look at the step that made it"
+        )
     if low < -1e-6 or high > 1 + 1e-6:
-        raise ValueError(f"{name} spans [{low:.6g}, {high:.6g}]; allowed: [0, 1]. Divide 8 bit by 255, or clamp(0, 1)")
+        raise ValueError(
+            f"{name} spans [{low:.6g}, {high:.6g}]; allowed: [0, 1]. Divide 8 bit by 255, or clamp(0, 1)"
+        )
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """(N, C, H, W) in [0, 1] -> uint8 (N, H, W, C), clamped and rounded to the nearest level; ValueError on NaN."""
+    """(N, C, H, W) in [0, 1] -> uint8 (N, H, W, C), clamped and rounded to the nearest level; ValueError on
+    NaN.
+    """
     return _levels(x, 255).astype(np.uint8)
 
 
 def _levels(x: torch.Tensor, top: int) -> np.ndarray:
     if not x.isfinite().all():
-        raise ValueError("the image has NaN or infinite values; nothing was converted. Look at the step that made it")
+        raise ValueError(
+            "the image has NaN or infinite values; nothing was converted. Look at the step that made it"
+        )
     x = x.detach().float().clamp(0, 1).mul(top).round().permute(0, 2, 3, 1)
     return x.contiguous().cpu().numpy()
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """uint8, uint16 or float (H, W), (H, W, C) or (N, H, W, C) -> float32 (N, C, H, W); integers go to [0, 1]."""
+    """uint8, uint16 or float (H, W), (H, W, C) or (N, H, W, C) -> float32 (N, C, H, W); integers go to [0,
+    1].
+    """
     array = np.asarray(array)
     if array.ndim not in (2, 3, 4):
         raise ValueError(f"the array has shape {array.shape}; pass (H, W), (H, W, C) or (N, H, W, C)")
@@ -76,7 +105,9 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    """x_L: (N, C, h, w) -> (N, C, scale h, scale w), bicubic without antialias (a = -0.75), clamped to [0, 1]."""
+    """x_L: (N, C, h, w) -> (N, C, scale h, scale w), bicubic without antialias (a = -0.75), clamped to [0,
+    1].
+    """
     return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
@@ -85,36 +116,49 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; pass an existing folder with images")
-    found = sorted(p for p in folder.iterdir()
-                   if p.suffix.lower() in FORMATS and p.is_file() and not p.name.startswith("."))  # fmt: skip
+    found = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in FORMATS and p.is_file() and not p.name.startswith(".")
+    )
     if not found:
-        raise FileNotFoundError(f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)")
+        raise FileNotFoundError(
+            f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)"
+        )
     return found
 
 
 def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
-    """{file: the other file that belongs to it}: of the same full name, else of the same stem where no doubt is possible.
+    """{file: the other file that belongs to it}: of the same full name, else of the same stem where no doubt
+    is possible.
 
-    A file without a partner is left out. Raises ValueError where a stem, such as photo of photo.jpg and photo.png, fits more
-    than one file that has no partner of the same full name.
+    A file without a partner is left out. Raises ValueError where a stem, such as photo of photo.jpg and
+    photo.png, fits more than one file that has no partner of the same full name.
     """
     by_name = {p.name: p for p in others}
     found = {p: by_name[p.name] for p in files if p.name in by_name}
     taken = {p.name for p in found.values()}
     rest: dict[str, tuple[list, list]] = {}
-    for side, paths in enumerate(([p for p in files if p not in found], [p for p in others if p.name not in taken])):
+    for side, paths in enumerate(
+        ([p for p in files if p not in found], [p for p in others if p.name not in taken])
+    ):
         for p in paths:
             rest.setdefault(p.stem, ([], []))[side].append(p)
     for stem, (left, right) in rest.items():
         if left and right and len(left) + len(right) > 2:
-            raise ValueError(f"{', '.join(p.name for p in left)} of {left[0].parent} and {', '.join(p.name for p in right)} of "
-                             f"{right[0].parent} all are called {stem!r}; give partners the same full name")  # fmt: skip
+            raise ValueError(
+                f"{', '.join(p.name for p in left)} of {left[0].parent} and "
+                f"{', '.join(p.name for p in right)} of {right[0].parent} all are called {stem!r}; give "
+                "partners the same full name"
+            )
         found |= dict(zip(left, right, strict=False))
     return found
 
 
 def labels(files: list[Path]) -> list[str]:
-    """A name per file for tables: its stem, or the full name where another file has the same stem; see `printable`."""
+    """A name per file for tables: its stem, or the full name where another file has the same stem; see
+    `printable`.
+    """
     count = collections.Counter(p.stem for p in files)
     names = [p.stem if count[p.stem] == 1 else p.name for p in files]
     if len(set(names)) < len(names):  # a.jpg.png beside a.jpg and a.png
@@ -123,12 +167,15 @@ def labels(files: list[Path]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as text that any table or page can hold: bytes that are no UTF-8 become escapes such as \\udcff."""
+    """A file name as text that any table or page can hold: bytes that are no UTF-8 become escapes such as
+    \\udcff.
+    """
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_image(path: str | Path) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF orientation says.
+    """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF
+    orientation says.
 
     Grey and palette become RGB; CMYK becomes sRGB, through its colour profile where the file has one.
     Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such image.
@@ -143,15 +190,23 @@ def decode_image(data: bytes, name: str) -> Photo:
     """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
     try:
         image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-        turn, key, icc = image.getexif().get(274, 1), image.info.get("transparency"), image.info.get("icc_profile")
+        turn, key, icc = (
+            image.getexif().get(274, 1),
+            image.info.get("transparency"),
+            image.info.get("icc_profile"),
+        )
         wide = _is_wide(image, data)
         image.load()  # finds a truncated file, and turns a TIFF by itself
         turn = turn if wide else image.getexif().get(274, 1)
         pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
     except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
-        raise ValueError(f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
-                         "8 or 16 bit") from error  # fmt: skip
+        reason = (
+            getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
+        )
+        raise ValueError(
+            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
+            "8 or 16 bit"
+        ) from error
     x = to_tensor(_turn(pixels, turn))
     rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
     icc = icc if icc and icc[16:20] == b"RGB " else None  # a grey or CMYK profile does not fit what we return
@@ -162,8 +217,13 @@ def _is_wide(image: Image.Image, data: bytes) -> bool:
     """16 bit a channel, which Pillow cuts to 8 in colour images."""
     if image.format == "PNG":
         return data[24] == 16  # the bit depth in IHDR
-    tags = getattr(image, "tag_v2", {})  # TIFF: BitsPerSample, PhotometricInterpretation (grey or RGB), SampleFormat
-    return set(np.atleast_1d(tags.get(258, 1))) == {16} and tags.get(262) in (0, 1, 2) and tags.get(339, (1,))[0] == 1
+    # TIFF: BitsPerSample, PhotometricInterpretation (grey or RGB), SampleFormat
+    tags = getattr(image, "tag_v2", {})
+    return (
+        set(np.atleast_1d(tags.get(258, 1))) == {16}
+        and tags.get(262) in (0, 1, 2)
+        and tags.get(339, (1,))[0] == 1
+    )
 
 
 def _read_8bit(image: Image.Image, icc: bytes | None) -> np.ndarray:
@@ -171,7 +231,9 @@ def _read_8bit(image: Image.Image, icc: bytes | None) -> np.ndarray:
     if image.mode in ("F", "I", "LAB") or image.mode.startswith("I;"):
         raise ValueError(f"pixel mode {image.mode}")
     if image.mode == "CMYK" and icc:
-        image = ImageCms.profileToProfile(image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        image = ImageCms.profileToProfile(
+            image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 
@@ -215,12 +277,19 @@ def _turn(a: np.ndarray, orientation: int) -> np.ndarray:
     return a[:, ::-1] if orientation in (2, 3, 6, 7) else a
 
 
-def write_image(photo: Photo | torch.Tensor, path: str | Path, alpha: torch.Tensor | None = None, bits: int = 8,
-                icc: bytes | None = None) -> Path:  # fmt: skip
-    """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not at all.
+def write_image(
+    photo: Photo | torch.Tensor,
+    path: str | Path,
+    alpha: torch.Tensor | None = None,
+    bits: int = 8,
+    icc: bytes | None = None,
+) -> Path:
+    """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not
+    at all.
 
-    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. WebP is lossless, JPEG quality 95 4:4:4.
-    Raises ValueError (suffix, shapes, range, a side too long for the format) or OSError (folder, disk) naming path.
+    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. WebP is lossless, JPEG quality 95
+    4:4:4. Raises ValueError (suffix, shapes, range, a side too long for the format) or OSError (folder, disk)
+    naming path.
     """
     path = Path(path)
     if not isinstance(photo, Photo):
@@ -229,12 +298,18 @@ def write_image(photo: Photo | torch.Tensor, path: str | Path, alpha: torch.Tens
     if kind is None:
         raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
     check_images(x, path.name, 1)
-    if len(x) != 1 or photo.bits not in (8, 16) or (alpha is not None and alpha.shape != (1, 1, *x.shape[2:])):
-        raise ValueError(f"{path}: rgb {tuple(x.shape)}, alpha "
-                         f"{None if alpha is None else tuple(alpha.shape)}, bits {photo.bits}; "
-                         "allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits")  # fmt: skip
+    if (
+        len(x) != 1
+        or photo.bits not in (8, 16)
+        or (alpha is not None and alpha.shape != (1, 1, *x.shape[2:]))
+    ):
+        raise ValueError(
+            f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
+            f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits"
+        )
     if alpha is not None:
-        # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it on white
+        # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it
+        # on white
         x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
     wide = photo.bits == 16 and kind in ("PNG", "TIFF")
     pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
@@ -253,12 +328,22 @@ def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
         import tifffile
 
         extra = ["unassalpha"] if pixels.shape[-1] == 4 else None
-        tifffile.imwrite(out, pixels, photometric="rgb", extrasamples=extra, compression="zlib", predictor=True,
-                         iccprofile=icc, metadata=None)  # fmt: skip
+        tifffile.imwrite(
+            out,
+            pixels,
+            photometric="rgb",
+            extrasamples=extra,
+            compression="zlib",
+            predictor=True,
+            iccprofile=icc,
+            metadata=None,
+        )
     elif pixels.dtype == np.uint16:
         return _png16(pixels, icc)
     else:
-        how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+        how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(
+            kind, {}
+        )
         Image.fromarray(pixels).save(out, kind, **({"icc_profile": icc} if icc else {}), **how)
     return out.getvalue()
 
@@ -276,11 +361,15 @@ def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = No
     for key, text in (texts or {}).items():
         info.add_itxt(key, text)
     pixels = to_uint8(x)[0]
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out, "PNG", pnginfo=info, compress_level=level)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+        out, "PNG", pnginfo=info, compress_level=level
+    )
     return out.getvalue()
 
 
-def _png16(pixels: np.ndarray, icc: bytes | None, texts: dict[str, str] | None = None, level: int = 6) -> bytes:
+def _png16(
+    pixels: np.ndarray, icc: bytes | None, texts: dict[str, str] | None = None, level: int = 6
+) -> bytes:
     """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:

@@ -1,7 +1,9 @@
-"""Endpoint pairs in one portable file, .ifcsr.zip: lossless PNGs and ifcsr.json. Gamma is chosen later, without a model.
+"""Endpoint pairs in one portable file, .ifcsr.zip: lossless PNGs and ifcsr.json. Gamma is chosen later,
+without a model.
 
-A zip with stored entries: x_fid.png, x_real.png and, where known, x_L.png of each image, then ifcsr.json with the format,
-model, hash, gamma and the sha256 of every part. Any unzip program opens it; the page reads it without a library.
+A zip with stored entries: x_fid.png, x_real.png and, where known, x_L.png of each image, then ifcsr.json with
+the format, model, hash, gamma and the sha256 of every part. Any unzip program opens it; the page reads it
+without a library.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ SUFFIX = ".ifcsr.zip"
 
 
 def describe(model) -> dict[str, str]:
-    """{"model": backbone and profile, "hash": over the backbone's hash and both adapters' weights} of an IFCSR.
+    """{"model": backbone and profile, "hash": over the backbone's hash and both adapters' weights} of an
+    IFCSR.
 
     A text is taken as the name of the model, with hash "unknown"; a dict with both keys as it is.
     """
@@ -33,13 +36,22 @@ def describe(model) -> dict[str, str]:
     if isinstance(model, dict) and {"model", "hash"} <= set(model):
         return {"model": str(model["model"]), "hash": str(model["hash"])}
     if not hasattr(model, "adapter"):
-        raise TypeError(f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text")
+        raise TypeError(
+            f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text"
+        )
     digest = hashlib.sha256(model.source["hash"].encode())
     for name in model.adapters:
         for key, p in sorted(model.adapter(name).items()):
             digest.update(key.encode() + p.detach().float().cpu().numpy().tobytes())
-    backbone = Path(str(model.source["id"])).name if Path(str(model.source["id"])).is_absolute() else model.source["id"]
-    return {"model": f"{backbone}, profile {model.cfg.profile}, config {model.cfg.hash}", "hash": digest.hexdigest()[:16]}
+    backbone = (
+        Path(str(model.source["id"])).name
+        if Path(str(model.source["id"])).is_absolute()
+        else model.source["id"]
+    )
+    return {
+        "model": f"{backbone}, profile {model.cfg.profile}, config {model.cfg.hash}",
+        "hash": digest.hexdigest()[:16],
+    }
 
 
 def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
@@ -72,7 +84,8 @@ def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: i
 
 
 def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, Tensor | None], dict]:
-    """({"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1], x_L may be None}, {"model", "hash", "gamma", "bits"}).
+    """({"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1], x_L may be None}, {"model", "hash", "gamma",
+    "bits"}).
 
     path: the file, or its bytes with its name for the errors. Errors: see Endpoints.load.
     """
@@ -82,7 +95,15 @@ def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, T
     try:
         with zipfile.ZipFile(io.BytesIO(path) if isinstance(path, bytes) else path) as file:
             return _read(file)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         text = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise ValueError(f"{name} is not a whole {SUFFIX} ({text}); write it again with ends.save") from error
 
@@ -93,7 +114,9 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
         raise ValueError("no ifcsr.json in it, so it is no endpoint pair")
     card = json.loads(file.read("ifcsr.json"))
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ValueError(f"format {card.get('format') if isinstance(card, dict) else card!r}; allowed: {FORMAT!r}")
+        raise ValueError(
+            f"format {card.get('format') if isinstance(card, dict) else card!r}; allowed: {FORMAT!r}"
+        )
     stacks: dict[str, list] = {part: [] for part in PARTS}
     for i, parts in enumerate(card["images"]):
         for part in PARTS:
@@ -106,7 +129,11 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{entry['file']} is not the one ifcsr.json describes (sha256 differs)")
             stacks[part].append(decode_image(data, entry["file"]).rgb)
-    if isinstance(card["gamma"], bool) or not isinstance(card["gamma"], (int, float)) or not 0 <= card["gamma"] <= 1:
+    if (
+        isinstance(card["gamma"], bool)
+        or not isinstance(card["gamma"], (int, float))
+        or not 0 <= card["gamma"] <= 1
+    ):
         raise ValueError(f"gamma={card['gamma']!r}; allowed: 0 to 1")
     if not card["images"] or (stacks["x_L"] and len(stacks["x_L"]) < len(card["images"])):
         raise ValueError("no image in it" if not card["images"] else "x_L is there for some images only")
@@ -115,5 +142,7 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
     for part in PARTS[:2]:
         check_images(images[part], part)
     if images["x_fid"].shape != images["x_real"].shape:
-        raise ValueError(f"endpoints differ in shape: {tuple(images['x_fid'].shape)} and {tuple(images['x_real'].shape)}")
+        raise ValueError(
+            f"endpoints differ in shape: {tuple(images['x_fid'].shape)} and {tuple(images['x_real'].shape)}"
+        )
     return images, made

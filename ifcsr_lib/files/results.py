@@ -20,14 +20,27 @@ from pathlib import Path
 
 from ..config import DEPENDS, ROOT, Config, depends, hash_of
 
-_PACKAGES = ("torch", "torchvision", "diffusers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas",
-             "pillow", "matplotlib", "pyiqa")  # fmt: skip
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "matplotlib",
+    "pyiqa",
+)
 _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path):
-    """Yield a temporary path (same folder, same suffix) that replaces the file `path` when the block succeeds.
+    """Yield a temporary path (same folder, same suffix) that replaces the file `path` when the block
+    succeeds.
 
     After an error or an interruption the temporary file is gone and an older `path` is untouched.
     Raises OSError naming `path` and the free bytes when the disk is full or the folder is not writable.
@@ -64,13 +77,20 @@ def _clearer(error: BaseException, path: Path) -> OSError | None:
     number = getattr(error, "errno", None)
     folder = next(p for p in path.absolute().parents if p.is_dir())
     free = shutil.disk_usage(folder).free
-    hidden = isinstance(error, Exception) and not isinstance(error, OSError) and free < 2**20  # torch.save drops errno
+    # torch.save drops errno
+    hidden = isinstance(error, Exception) and not isinstance(error, OSError) and free < 2**20
     if number in (errno.ENOSPC, errno.EDQUOT) or hidden:
-        return OSError(errno.ENOSPC, f"no disk space: {path} was not written, {free:,} bytes are free in {folder}; "
-                       "free some, or set IFCSR_RESULTS to a folder on a larger disk")  # fmt: skip
+        return OSError(
+            errno.ENOSPC,
+            f"no disk space: {path} was not written, {free:,} bytes are free in {folder}; "
+            "free some, or set IFCSR_RESULTS to a folder on a larger disk",
+        )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return OSError(number, f"cannot write {path} ({os.strerror(number)}; {free:,} bytes are free); "
-                       f"make {folder} a writable folder, or set IFCSR_RESULTS to one")  # fmt: skip
+        return OSError(
+            number,
+            f"cannot write {path} ({os.strerror(number)}; {free:,} bytes are free); "
+            f"make {folder} a writable folder, or set IFCSR_RESULTS to one",
+        )
     return None
 
 
@@ -90,8 +110,9 @@ def sha256(path: str | Path) -> str:
 def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
     """Who made something, from what and with what: a JSON-ready dict without any absolute path.
 
-    inputs: files or folders that were read; recorded as {name: sha256}, named relative to the repository or to the
-        results folder, otherwise by the end of the path. seconds: wall time of the work, None when not measured.
+    inputs: files or folders that were read; recorded as {name: sha256}, named relative to the repository or
+        to the results folder, otherwise by the end of the path. seconds: wall time of the work, None when not
+        measured.
     """
     import torch
 
@@ -110,7 +131,9 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu x {torch.get_num_threads()}",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu x {torch.get_num_threads()}",
         "seconds": None if seconds is None else round(seconds, 1),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -118,14 +141,17 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
 
 def recorded(cfg: Config) -> dict:
     """{field: value} of a Config as records hold it: of an absolute path only the name."""
-    return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in cfg.asdict().items()}
+    return {
+        k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in cfg.asdict().items()
+    }
 
 
 def _name(path: Path, cfg: Config, taken: dict) -> str:
     for base, prefix in ((ROOT, ""), (cfg.results.resolve().parent, "results/")):
         if path.is_relative_to(base):
             return prefix + path.relative_to(base).as_posix()
-    ends = ("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))  # the shortest end that is still free
+    # the shortest end that is still free
+    ends = ("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))
     return next((end for end in ends if end not in taken), path.name)
 
 
@@ -133,7 +159,9 @@ def _git(*args: str) -> str | None:
     """Output of git in the repository; None without git or outside a checkout."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if (ROOT / ".git").exists():
-            done = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, timeout=20, check=True)
+            done = subprocess.run(
+                ["git", "-C", ROOT, *args], capture_output=True, text=True, timeout=20, check=True
+            )
             return done.stdout.strip()
     return None
 
@@ -161,21 +189,28 @@ def read_json(path: str | Path):
 
 
 def sidecar(path: str | Path) -> Path:
-    """Where the provenance of `path` is: beside a file with the suffix .json, inside a folder as provenance.json."""
+    """Where the provenance of `path` is: beside a file with the suffix .json, inside a folder as
+    provenance.json.
+    """
     path = Path(path)
     return path / "provenance.json" if path.is_dir() else path.with_suffix(".json")
 
 
 def kind_of(path: str | Path) -> str:
-    """The kind of an artefact, a key of config.DEPENDS, by its place below results/<profile>; "result" for the rest."""
+    """The kind of an artefact, a key of config.DEPENDS, by its place below results/<profile>; "result" for
+    the rest.
+    """
     path = Path(path)
     if path.parent.name == "adapters" and path.suffix == ".safetensors" and path.stem in DEPENDS:
         return path.stem
     return {"pairs": "pairs", "adapters": "model"}.get(path.name, "result")
 
 
-def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | None = None, kind: str | None = None) -> Path:
-    """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require` knows it.
+def write_sidecar(
+    path: str | Path, cfg: Config, inputs=(), seconds: float | None = None, kind: str | None = None
+) -> Path:
+    """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require`
+    knows it.
 
     kind: what it depends on, a key of config.DEPENDS or "result"; None takes `kind_of(path)`.
     """
@@ -187,8 +222,9 @@ def write_sidecar(path: str | Path, cfg: Config, inputs=(), seconds: float | Non
 def _differences(record: dict, cfg: Config, kind: str) -> dict[str, tuple] | None:
     """{field: (in the record, in cfg)} of what an artefact depends on; {} when the record is of this run.
 
-    None when it is of another run and the record does not say in what. Records from before kinds have the whole
-    Config of their time: they are compared field by field, and those that used a switch since removed are refused.
+    None when it is of another run and the record does not say in what. Records from before kinds have the
+    whole Config of their time: they are compared field by field, and those that used a switch since removed
+    are refused.
     """
     if "depends" in record and record["depends"] == hash_of(cfg, kind):
         return {}
@@ -217,8 +253,11 @@ def write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
     return path
 
 
-def write_table(df, name: str, cfg: Config, inputs=(), seconds: float | None = None, float_format="%.6g") -> Path:
-    """Write tables/<name>.csv (deterministic bytes) and its JSON sidecar under cfg.results; return the CSV's path.
+def write_table(
+    df, name: str, cfg: Config, inputs=(), seconds: float | None = None, float_format="%.6g"
+) -> Path:
+    """Write tables/<name>.csv (deterministic bytes) and its JSON sidecar under cfg.results; return the CSV's
+    path.
 
     df: pandas DataFrame; its index is written when it has a name. float_format: six significant digits.
     """
@@ -227,8 +266,11 @@ def write_table(df, name: str, cfg: Config, inputs=(), seconds: float | None = N
     return write_bytes(text.encode(), cfg.results / "tables" / f"{name}.csv", cfg, inputs, seconds)
 
 
-def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None = None, dpi: int = 120) -> Path:
-    """Write figures/<name>.png (no date, no software version in it) and its JSON sidecar; return the PNG's path.
+def write_figure(
+    fig, name: str, cfg: Config, inputs=(), seconds: float | None = None, dpi: int = 120
+) -> Path:
+    """Write figures/<name>.png (no date, no software version in it) and its JSON sidecar; return the PNG's
+    path.
 
     fig: a matplotlib Figure, or a PIL image (written pixel for pixel).
     """
@@ -241,15 +283,18 @@ def write_figure(fig, name: str, cfg: Config, inputs=(), seconds: float | None =
 
 
 def require(path: str | Path, cfg: Config, notebook: str) -> Path:
-    """Return `path` (file or folder) if its sidecar says that it was made with every setting that it depends on.
+    """Return `path` (file or folder) if its sidecar says that it was made with every setting that it depends
+    on.
 
-    notebook: the one that makes it, "04" or a full name. Raises FileNotFoundError when it is missing, ValueError when
-    it was made with other settings or changed since; both name the notebook to run.
+    notebook: the one that makes it, "04" or a full name. Raises FileNotFoundError when it is missing,
+    ValueError when it was made with other settings or changed since; both name the notebook to run.
     """
     path = Path(path)
     found = sorted((ROOT / "notebooks").glob(f"{notebook.removesuffix('.ipynb')}*.ipynb"))
-    todo = (f"run notebooks/{found[0].name if found else notebook} first, with profile={cfg.profile!r}, seed={cfg.seed} "
-            "and the same overrides")  # fmt: skip
+    todo = (
+        f"run notebooks/{found[0].name if found else notebook} first, with profile={cfg.profile!r}, "
+        f"seed={cfg.seed} and the same overrides"
+    )
     for needed in (path, sidecar(path)):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {todo}")
@@ -257,8 +302,10 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     kind = record.get("kind", kind_of(path))
     differ = _differences(record, cfg, kind) if kind in (*DEPENDS, "result") else None
     if differ is None:
-        raise ValueError(f"{path} was made with settings that its {sidecar(path).name} does not tell, or by another "
-                         f"version of this kit: {todo}")  # fmt: skip
+        raise ValueError(
+            f"{path} was made with settings that its {sidecar(path).name} does not tell, or by another "
+            f"version of this kit: {todo}"
+        )
     if differ:
         there, here = (", ".join(f"{k}={v[i]!r}" for k, v in differ.items()) for i in (0, 1))
         raise ValueError(f"{path} was made with {there}, this run has {here}: {todo}")

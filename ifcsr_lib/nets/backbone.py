@@ -1,4 +1,6 @@
-"""The frozen backbone: UNet, VAE and the embedding of the empty prompt, from a hub id, a folder or a single file."""
+"""The frozen backbone: UNet, VAE and the embedding of the empty prompt, from a hub id, a folder or a single
+file.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,19 @@ from ..files.results import atomic, read_json, sha256, write_json
 from . import sd21
 
 WANTED = [  # of a hub repository; fnmatch's * passes "/", and the single files beside cost 5 GB each
-    "ifcsr.json", "fidelity.safetensors", "realism.safetensors", "empty_prompt.safetensors",
-    *(f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", "diffusion_pytorch_model*.safetensors*")),
-    "text_encoder/config.json", "text_encoder/model*.safetensors*", "tokenizer/*",
-]  # fmt: skip
+    "ifcsr.json",
+    "fidelity.safetensors",
+    "realism.safetensors",
+    "empty_prompt.safetensors",
+    *(
+        f"{part}/{name}"
+        for part in ("unet", "vae")
+        for name in ("config.json", "diffusion_pytorch_model*.safetensors*")
+    ),
+    "text_encoder/config.json",
+    "text_encoder/model*.safetensors*",
+    "tokenizer/*",
+]
 UNWANTED = ["*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors", "*.fp16.json"]
 SIDES = ("unet", "vae")
 
@@ -39,9 +50,9 @@ def cache() -> Path:
 def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor, dict]:
     """UNet, VAE, empty-prompt embedding (1, T, D), all float32, and where they come from, of cfg.backbone.
 
-    The fourth is {"id", "revision", "hash", "files"}: files {name: sha256}, hash 16 digits over those of UNet and VAE. A
-    hub id's hashes are recorded at first use and compared at every later one (ValueError names the file that changed).
-    Raises FileNotFoundError, OSError or ValueError that name cfg.backbone and what to do.
+    The fourth is {"id", "revision", "hash", "files"}: files {name: sha256}, hash 16 digits over those of UNet
+    and VAE. A hub id's hashes are recorded at first use and compared at every later one (ValueError names the
+    file that changed). Raises FileNotFoundError, OSError or ValueError that name cfg.backbone and what to do.
     """
     place = POCKET if cfg.backbone == "pocket" else locate(cfg.backbone, cfg.revision)
     files = fingerprint(place, cfg.backbone)
@@ -59,32 +70,39 @@ def source(cfg: Config, files: dict[str, str]) -> dict:
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """A local folder or .safetensors file as it is; a hub id through huggingface_hub's cache, downloaded once.
+    """A local folder or .safetensors file as it is; a hub id through huggingface_hub's cache, downloaded
+    once.
 
-    Raises FileNotFoundError, ValueError, or OSError with the reason (offline, gated, ...) and the three ways out.
+    Raises FileNotFoundError, ValueError, or OSError with the reason (offline, gated, ...) and the three ways
+    out.
     """
     path = Path(name)
     if path.is_dir():
         return path
     if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(f"{name}: of single files only .safetensors is read, a pickle can run code; convert it first")
+        raise ValueError(
+            f"{name}: of single files only .safetensors is read, a pickle can run code; convert it first"
+        )
     if path.is_file():
         return path
     if path.suffix == ".safetensors" or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(
-            f"{name!r} is neither a folder nor a hub id such as owner/model, nor an existing .safetensors file, nor "
-            "'pocket'"
+            f"{name!r} is neither a folder nor a hub id such as owner/model, nor an existing .safetensors "
+            "file, nor 'pocket'"
         )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        )
     except Exception as error:
         others = " or ".join(c for c in sd21.COPIES if c != name)
         raise OSError(
-            f"backbone {name!r} (revision {revision or 'default'}) is not in the cache: {_reason(error)}. Ways out, each "
-            f"as backbone=...: (1) another hub id, for SD 2.1-base {others}; (2) a local folder with unet/, vae/, "
-            "text_encoder/ and tokenizer/, downloaded elsewhere; (3) a single file, such as v2-1_512-ema-pruned.safetensors"
+            f"backbone {name!r} (revision {revision or 'default'}) is not in the cache: {_reason(error)}. "
+            f"Ways out, each as backbone=...: (1) another hub id, for SD 2.1-base {others}; (2) a local "
+            "folder with unet/, vae/, text_encoder/ and tokenizer/, downloaded elsewhere; (3) a single "
+            "file, such as v2-1_512-ema-pruned.safetensors"
         ) from error
 
 
@@ -111,13 +129,15 @@ def fingerprint(place: Path, name: str) -> dict[str, str]:
         if sd21.KNOWN_FILES.get(place.name, digest) != digest:
             raise ValueError(
                 f"{place} is not the published file of that name (sha256 {digest[:16]}..., published "
-                f"{sd21.KNOWN_FILES[place.name][:16]}...); get it again, or rename it if it is meant to differ"
+                f"{sd21.KNOWN_FILES[place.name][:16]}...); get it again, or rename it if it is meant to "
+                "differ"
             )
         return {place.name: digest}
     for part in SIDES:
         if not (place / part / "config.json").exists():
             raise FileNotFoundError(
-                f"backbone {name!r}: no {part}/config.json; wanted a folder in diffusers' layout with unet/ and vae/"
+                f"backbone {name!r}: no {part}/config.json; wanted a folder in diffusers' layout with unet/ "
+                "and vae/"
             )
     files = [p for part in SIDES for p in _weights(place / part, "diffusion_pytorch_model", name)]
     return {p.relative_to(place).as_posix(): sha256(p) for p in files}
@@ -126,11 +146,14 @@ def fingerprint(place: Path, name: str) -> dict[str, str]:
 def _weights(folder: Path, stem: str, name: str) -> list[Path]:
     """The files that from_pretrained reads: one, or the shards of an index; no variants beside them."""
     index = folder / f"{stem}.safetensors.index.json"
-    found = [folder / f for f in sorted(set(read_json(index)["weight_map"].values()))] if index.exists() else []
+    found = (
+        [folder / f for f in sorted(set(read_json(index)["weight_map"].values()))] if index.exists() else []
+    )
     found = found or [folder / f"{stem}.safetensors"]
     if missing := [p for p in found if not p.exists()]:
         raise FileNotFoundError(
-            f"backbone {name!r}: no {folder.name}/{missing[0].name}; wanted .safetensors weights (no .bin, no .fp16 variant)"
+            f"backbone {name!r}: no {folder.name}/{missing[0].name}; wanted .safetensors weights (no .bin, "
+            "no .fp16 variant)"
         )
     return found
 
@@ -148,8 +171,9 @@ def _compare_with_first_use(cfg: Config, files: dict[str, str]) -> None:
     if changed:
         old, now = (str(d.get(changed[0]))[:16] for d in (known[key], files))
         raise ValueError(
-            f"backbone {key}: {changed[0]} is not the file of its first use here (sha256 {now}, was {old}). Delete the "
-            f"downloaded copy and get it again; if the change is meant, remove {key!r} from {record}"
+            f"backbone {key}: {changed[0]} is not the file of its first use here (sha256 {now}, was {old}). "
+            f"Delete the downloaded copy and get it again; if the change is meant, remove {key!r} from "
+            f"{record}"
         )
 
 
@@ -165,13 +189,16 @@ def _from_folder(folder: Path, name: str) -> tuple[UNet2DConditionModel, nn.Modu
 
 
 def _empty_prompt(folder: Path, name: str) -> Tensor:
-    """The stored embedding of "" (empty_prompt.safetensors), else made once by the folder's own text encoder."""
+    """The stored embedding of "" (empty_prompt.safetensors), else made once by the folder's own
+    text encoder.
+    """
     stored = folder / "empty_prompt.safetensors"
     if stored.exists():
         return load_file(stored)["prompt"].float()
     if not (folder / "text_encoder" / "config.json").exists() or not (folder / "tokenizer").is_dir():
         raise FileNotFoundError(
-            f"backbone {name!r}: no text_encoder/ and tokenizer/ to make the empty prompt with, and no empty_prompt.safetensors"
+            f"backbone {name!r}: no text_encoder/ and tokenizer/ to make the empty prompt with, and no "
+            "empty_prompt.safetensors"
         )
     parts = [*_weights(folder / "text_encoder", "model", name), folder / "text_encoder" / "config.json"]
     parts += sorted(p for p in (folder / "tokenizer").iterdir() if p.is_file())
@@ -184,9 +211,16 @@ def _embed(folder: Path, text: str) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", use_safetensors=True, local_files_only=True
+    )
     length = tokenizer.model_max_length
-    return _encode(encoder, tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids)
+    return _encode(
+        encoder,
+        tokenizer(
+            text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids,
+    )
 
 
 def _encode(encoder: nn.Module, ids: Tensor) -> Tensor:
@@ -195,7 +229,9 @@ def _encode(encoder: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _once(key: str, make) -> Tensor:
-    """The cached embedding of a text encoder with this hash, else what `make` returns, which is then cached."""
+    """The cached embedding of a text encoder with this hash, else what `make` returns, which is
+    then cached.
+    """
     path = cache() / "empty_prompt" / f"{key[:32]}.safetensors"
     with contextlib.suppress(OSError, SafetensorError, KeyError):  # absent or damaged: it is made again
         return load_file(path)["prompt"]
@@ -209,7 +245,8 @@ def _once(key: str, make) -> Tensor:
 
 
 def file_shape(path: Path) -> str:
-    """ "sd21" or "sd15" by the width of the prompts a single file (LDM layout) attends to; only its header is read.
+    """ "sd21" or "sd15" by the width of the prompts a single file (LDM layout) attends to; only its header is
+    read.
 
     SD 2.1 at 768 pixels (v-prediction) has the shape of SD 2.1-base and cannot be told from it here.
     """
@@ -222,14 +259,17 @@ def file_shape(path: Path) -> str:
     shapes = {1024: "sd21", 768: "sd15"}
     if width not in shapes:
         raise ValueError(
-            f"{path}: {'prompts of width ' + str(width) if width else 'no ' + key}; allowed: a checkpoint in LDM layout of SD "
-            "2.1-base (1024) or SD 1.5 (768), or one with unet/, vae/ and text_encoder/config.json in the same folder"
+            f"{path}: {'prompts of width ' + str(width) if width else 'no ' + key}; allowed: a checkpoint in "
+            "LDM layout of SD 2.1-base (1024) or SD 1.5 (768), or one with unet/, vae/ and "
+            "text_encoder/config.json in the same folder"
         )
     return shapes[width]
 
 
 def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]:
-    """A checkpoint in LDM layout, converted by diffusers; configurations from beside the file, else the published ones."""
+    """A checkpoint in LDM layout, converted by diffusers; configurations from beside the file, else the
+    published ones.
+    """
     from diffusers.loaders.single_file_utils import (
         SingleFileComponentError,
         create_diffusers_clip_model_from_ldm,
@@ -240,7 +280,11 @@ def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]
         folder = path.parent
         if not (folder / "unet" / "config.json").exists():
             folder, shape = Path(made), file_shape(path)
-            for part, config in (("unet", sd21.unet_config), ("vae", sd21.vae_config), ("text_encoder", sd21.text_config)):
+            for part, config in (
+                ("unet", sd21.unet_config),
+                ("vae", sd21.vae_config),
+                ("text_encoder", sd21.text_config),
+            ):
                 write_json(config(shape), folder / part / "config.json")
         state = {k: v.float() if v.is_floating_point() else v for k, v in read_safetensors(path).items()}
         options = {"config": str(folder), "local_files_only": True}
@@ -249,8 +293,14 @@ def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]
             vae = AutoencoderKL.from_single_file(state, subfolder="vae", **options)
         except (SingleFileComponentError, ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
             # what diffusers found no weights for is still on the meta device when it moves the model
-            text = "some weights are missing" if "meta tensor" in str(error) else " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} does not fit the backbone's shape: {text}; get the file again, or another") from error
+            text = (
+                "some weights are missing"
+                if "meta tensor" in str(error)
+                else " ".join(str(error).split())[:300]
+            )
+            raise ValueError(
+                f"{path} does not fit the backbone's shape: {text}; get the file again, or another"
+            ) from error
         if (path.parent / "empty_prompt.safetensors").exists():
             return unet, vae, load_file(path.parent / "empty_prompt.safetensors")["prompt"].float()
 
@@ -261,35 +311,48 @@ def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]
                 )
             except (ValueError, OSError) as error:
                 raise ValueError(
-                    f"{path} holds no text encoder to make the empty prompt with ({error}); get the full checkpoint, or "
-                    "put empty_prompt.safetensors beside it"
+                    f"{path} holds no text encoder to make the empty prompt with ({error}); get the full "
+                    "checkpoint, or put empty_prompt.safetensors beside it"
                 ) from error
-            # a single file has no tokenizer: "" is <start> <end> and padding, "!" (0) for OpenCLIP and <end> for CLIP
+            # a single file has no tokenizer: "" is <start> <end> and padding, "!" (0) for OpenCLIP and <end>
+            # for CLIP
             vocabulary, length = encoder.config.vocab_size, encoder.config.max_position_embeddings
             padding = 0 if any(k.startswith("cond_stage_model.model.") for k in state) else vocabulary - 1
-            return _encode(encoder, torch.tensor([[vocabulary - 2, vocabulary - 1] + [padding] * (length - 2)]))
+            return _encode(
+                encoder, torch.tensor([[vocabulary - 2, vocabulary - 1] + [padding] * (length - 2)])
+            )
 
         return unet, vae, _once(sha256(path), make)
 
 
 def shapes(cfg: Config) -> tuple[dict, dict, dict | None, str]:
-    """UNet and VAE configurations of cfg.backbone without its weights, its `source` (None when it is not here), and where
-    the configurations were read. Downloads nothing."""
+    """UNet and VAE configurations of cfg.backbone without its weights, its `source` (None when it is not
+    here), and where the configurations were read. Downloads nothing.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     place = Path(cfg.backbone)
     if cfg.backbone == "pocket":
         place = POCKET
     elif not place.exists():
-        found = [try_to_load_from_cache(cfg.backbone, f"{p}/config.json", revision=cfg.revision) for p in SIDES] \
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", cfg.backbone) else []  # fmt: skip
+        found = (
+            [try_to_load_from_cache(cfg.backbone, f"{p}/config.json", revision=cfg.revision) for p in SIDES]
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", cfg.backbone)
+            else []
+        )
         if not found or not all(isinstance(f, str) for f in found):
             if cfg.backbone not in sd21.SHAPES:
                 raise FileNotFoundError(
-                    f"backbone {cfg.backbone!r} is not here and its shape is not known; known: {', '.join(sd21.SHAPES)}"
+                    f"backbone {cfg.backbone!r} is not here and its shape is not known; known: "
+                    f"{', '.join(sd21.SHAPES)}"
                 )
             shape = sd21.SHAPES[cfg.backbone]
-            return sd21.unet_config(shape), sd21.vae_config(shape), None, f"published shape {shape}, not downloaded"
+            return (
+                sd21.unet_config(shape),
+                sd21.vae_config(shape),
+                None,
+                f"published shape {shape}, not downloaded",
+            )
         place = Path(found[0]).parent.parent
     folder = place.parent if place.is_file() else place
     if place.is_file() and not (folder / "unet" / "config.json").exists():
@@ -304,7 +367,9 @@ def shapes(cfg: Config) -> tuple[dict, dict, dict | None, str]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file. ValueError or FileNotFoundError when it is another kind, damaged or absent."""
+    """All tensors of a .safetensors file. ValueError or FileNotFoundError when it is another kind, damaged or
+    absent.
+    """
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name}: only .safetensors is read, a pickle can run code; convert it first")
     if not path.exists():

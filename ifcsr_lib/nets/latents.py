@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 
 def has_posterior(vae: nn.Module) -> bool:
-    """Whether the encoder gives a distribution (AutoencoderKL) rather than one latent (AutoencoderTiny, AutoencoderDC)."""
+    """Whether the encoder gives a distribution (AutoencoderKL) rather than one latent (AutoencoderTiny,
+    AutoencoderDC).
+    """
     return not isinstance(vae, (AutoencoderTiny, AutoencoderDC))
 
 
 def latent_of(code, noise: Tensor | None = None) -> Tensor:
     """The latent (N, C, h, w), not scaled, in what a VAE's `encode` returned.
 
-    AutoencoderKL: a sample of the posterior with this noise (latent-shaped, standard normal), its mode without. AutoencoderTiny
-    and AutoencoderDC have no posterior, so the noise is ignored. Raises TypeError for another kind of output.
+    AutoencoderKL: a sample of the posterior with this noise (latent-shaped, standard normal), its mode
+    without. AutoencoderTiny and AutoencoderDC have no posterior, so the noise is ignored. Raises TypeError
+    for another kind of output.
     """
     if hasattr(code, "latent_dist"):
         post = code.latent_dist
@@ -23,7 +26,9 @@ def latent_of(code, noise: Tensor | None = None) -> Tensor:
     for name in ("latents", "latent"):  # AutoencoderTiny, AutoencoderDC
         if hasattr(code, name):
             return getattr(code, name)
-    raise TypeError(f"encode returned {type(code).__name__}; allowed: an output with latent_dist, latents or latent")
+    raise TypeError(
+        f"encode returned {type(code).__name__}; allowed: an output with latent_dist, latents or latent"
+    )
 
 
 def pixels_per_latent(vae: nn.Module) -> int:

@@ -1,4 +1,5 @@
-"""How the shipped pocket backbone is made: feature network, autoencoder, denoising UNet. Used by notebook 90 only.
+"""How the shipped pocket backbone is made: feature network, autoencoder, denoising UNet. Used by notebook 90
+only.
 
 The three objectives run in trainer.train, like the stages of the method.
 """
@@ -35,7 +36,9 @@ def new_autoencoder(latent_channels: int = 16, width: int = 32) -> AutoencoderTi
     )
 
 
-def new_unet(latent_channels: int = 16, widths: tuple[int, int, int] = (64, 128, 192)) -> UNet2DConditionModel:
+def new_unet(
+    latent_channels: int = 16, widths: tuple[int, int, int] = (64, 128, 192)
+) -> UNet2DConditionModel:
     """SD-shaped: three levels, cross-attention at the deepest, an empty prompt of 4 learned tokens."""
     return UNet2DConditionModel(
         sample_size=32,
@@ -53,7 +56,9 @@ def new_unet(latent_channels: int = 16, widths: tuple[int, int, int] = (64, 128,
 
 
 class Autoencode:
-    """L1 + MSE reconstruction (+ deep feature distance), with latents kept small and tolerant of small errors."""
+    """L1 + MSE reconstruction (+ deep feature distance), with latents kept small and tolerant of small
+    errors.
+    """
 
     name = "autoencoder"
 
@@ -79,15 +84,17 @@ class Autoencode:
 
 
 class Prior:
-    """What stands in for SD's knowledge of photographs: noise prediction, and the one step of E7 without an adapter.
+    """What stands in for SD's knowledge of photographs: noise prediction, and the one step of E7 without an
+    adapter.
 
-    In every batch the first round(cfg.prior_restoring * N) samples restore: the target at t = cfg.timestep, given z_L, is
-    z_L - z_H. The others predict noise, eps(z_t, t, prompt) with t uniform above cfg.timestep up to 999. Both are the mean
-    squared error on latents; cfg.prior_pixels adds the restored images' own, on [-1, 1]. The prompt tokens are learned
-    along.
+    In every batch the first round(cfg.prior_restoring * N) samples restore: the target at t = cfg.timestep,
+    given z_L, is z_L - z_H. The others predict noise, eps(z_t, t, prompt) with t uniform above cfg.timestep
+    up to 999. Both are the mean squared error on latents; cfg.prior_pixels adds the restored images' own, on
+    [-1, 1]. The prompt tokens are learned along.
     """
 
-    # DECISION D26: 10 M parameters hold too little for rank 4 to find restoration in them, so the backbone has seen it
+    # DECISION D26: 10 M parameters hold too little for rank 4 to find restoration in them, so the backbone
+    # has seen it
     name = "prior"
 
     def __init__(self, unet: UNet2DConditionModel, prompt: nn.Parameter, vae: AutoencoderTiny, cfg: Config):
@@ -107,7 +114,9 @@ class Prior:
             z_H = self._encode(x_H)
             z_L = z_H[:0]
             if n:
-                z_L = self._encode(batch["x_L"][:n] if "x_L" in batch else low_quality(x_H[:n], cfg, index[:n])[1])
+                z_L = self._encode(
+                    batch["x_L"][:n] if "x_L" in batch else low_quality(x_H[:n], cfg, index[:n])[1]
+                )
         noise = normal(cfg.seed, index[n:], z_H.shape[1:]).to(z_H)
         t = (cfg.timestep + 1 + (999 - cfg.timestep) * uniform(cfg.seed, index)).long()
         t[:n] = cfg.timestep
@@ -129,7 +138,8 @@ class Prior:
 
 
 def teacher_features(path: Path) -> nn.Module:
-    """The VGG16 convolutions conv1_1 .. conv4_3 of a .npz (keys as in data/README.md) as a module giving 4 maps.
+    """The VGG16 convolutions conv1_1 .. conv4_3 of a .npz (keys as in data/README.md) as a module giving 4
+    maps.
 
     Input RGB in [0, 1]; the file's network wants BGR 0-255 minus (104.007, 116.669, 122.679).
     """
@@ -143,7 +153,10 @@ class _Teacher(nn.Module):
         for block, count in enumerate((2, 2, 3, 3), 1):
             layers = []
             for i in range(1, count + 1):
-                w, b = (torch.from_numpy(np.array(arrays[f"conv{block}_{i}.{s}"], dtype=np.float32)) for s in ("weight", "bias"))
+                w, b = (
+                    torch.from_numpy(np.array(arrays[f"conv{block}_{i}.{s}"], dtype=np.float32))
+                    for s in ("weight", "bias")
+                )
                 conv = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1)
                 conv.weight.data, conv.bias.data = w, b
                 layers += [conv, nn.ReLU()]
@@ -161,11 +174,11 @@ class _Teacher(nn.Module):
 
 
 class Distil:
-    """The student's stage l predicts the teacher's unit-normalised stage l, on photographs and on their degraded x_L, and
-    the squared distance between the two comes out as the teacher's.
+    """The student's stage l predicts the teacher's unit-normalised stage l, on photographs and on their
+    degraded x_L, and the squared distance between the two comes out as the teacher's.
 
-    Stage 5 has no teacher layer: its target is the local energy of the teacher's deepest two stages, pooled to stride
-    16, a description of texture that ignores where exactly each stroke lies.
+    Stage 5 has no teacher layer: its target is the local energy of the teacher's deepest two stages, pooled
+    to stride 16, a description of texture that ignores where exactly each stroke lies.
     """
 
     name = "features"
@@ -196,8 +209,11 @@ class Distil:
 
 
 def equal_lins(net: PocketFeatures, crops, cfg: Config, count: int = 64) -> list[Tensor]:
-    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L and x_H."""
-    # DECISION D25: LPIPS fits these to human judgements, which we lack; equal strength a depth leaves the balance to k
+    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L
+    and x_H.
+    """
+    # DECISION D25: LPIPS fits these to human judgements, which we lack; equal strength a depth leaves the
+    # balance to k
     ones = FeatureDistance(net, [torch.ones(c) for c in net.channels])
     total = torch.zeros(len(net.channels) + 1)
     for i in range(count):
@@ -215,7 +231,9 @@ def save_features(net: PocketFeatures, lins: list[Tensor], folder: Path) -> Path
 
 
 def save_autoencoder(vae: AutoencoderTiny, crops, folder: Path, count: int = 48) -> AutoencoderTiny:
-    """vae/ in diffusers' layout, float16; scaling_factor makes the latents of `count` crops unit-variance, as in SD."""
+    """vae/ in diffusers' layout, float16; scaling_factor makes the latents of `count` crops unit-variance, as
+    in SD.
+    """
     vae = vae.eval()
     with torch.inference_mode():
         z = torch.cat([vae.encode(2 * crops[i]["x_H"][None] - 1).latents for i in range(count)])

@@ -9,13 +9,19 @@ from torch import Tensor
 
 
 def tiled(
-    f: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, tile: int, overlap: int, multiple: int = 1, images: int = 1
+    f: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    tile: int,
+    overlap: int,
+    multiple: int = 1,
+    images: int = 1,
 ) -> tuple[Tensor, ...]:
     """f of x (N, C, H, W) by overlapping tiles: `images` tensors of x's shape, on x's device.
 
-    f: (1, C, h, w) -> that many tensors of the same shape, on any device. It is called with one tile of one image at a time,
-    h and w at most `tile`, and each result is added with a weight from `windows`. Equal to f(x) where f looks no further than
-    a quarter of `overlap`; attention and group norms do, and there the overlap joins two slightly different answers smoothly.
+    f: (1, C, h, w) -> that many tensors of the same shape, on any device. It is called with one tile of one
+    image at a time, h and w at most `tile`, and each result is added with a weight from `windows`. Equal to
+    f(x) where f looks no further than a quarter of `overlap`; attention and group norms do, and there the
+    overlap joins two slightly different answers smoothly.
     tile, overlap: pixels, multiples of `multiple`, else ValueError.
     """
     if tile % multiple or overlap % multiple:
@@ -35,8 +41,8 @@ def tiled(
 def windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
     """(start, weights (min(tile, side),)) of the tiles along one axis; at each pixel the weights sum to 1.
 
-    Where a tile meets a neighbour, its outermost overlap / 4 pixels, which the cut may have changed, weigh nothing; a
-    raised cosine follows over overlap / 2. At the image's own border the weight is 1.
+    Where a tile meets a neighbour, its outermost overlap / 4 pixels, which the cut may have changed, weigh
+    nothing; a raised cosine follows over overlap / 2. At the image's own border the weight is 1.
     """
     if side <= tile:
         return [(0, torch.ones(side))]
@@ -51,5 +57,6 @@ def windows(side: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
         if i < len(starts) - 1:
             w[tile - overlap :] *= ramp.flip(0)
         weights.append(w)
-        total[start : start + tile] += w  # above 1 where the last tile, moved inwards, meets more than `overlap`
+        # above 1 where the last tile, moved inwards, meets more than `overlap`
+        total[start : start + tile] += w
     return [(start, w / total[start : start + tile]) for start, w in zip(starts, weights, strict=True)]

@@ -1,4 +1,6 @@
-"""IFCSR_REQUIRE_BROWSER=1 (continuous integration sets it) turns a skip for want of a browser into a failure."""
+"""IFCSR_REQUIRE_BROWSER=1 (continuous integration sets it) turns a skip for want of a browser into
+a failure.
+"""
 
 import os
 
@@ -10,6 +12,11 @@ from chromium import missing
 def pytest_runtest_makereport(item, call):
     report = yield
     why = missing()
-    if report.skipped and why and why in str(report.longrepr) and os.environ.get("IFCSR_REQUIRE_BROWSER") == "1":
+    if (
+        report.skipped
+        and why
+        and why in str(report.longrepr)
+        and os.environ.get("IFCSR_REQUIRE_BROWSER") == "1"
+    ):
         report.outcome, report.longrepr = "failed", f"{why} (IFCSR_REQUIRE_BROWSER=1)"
     return report

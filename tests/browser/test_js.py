@@ -1,4 +1,6 @@
-"""The slider's JavaScript by itself: each module of js/ against Python, in node, or without it in Chromium."""
+"""The slider's JavaScript by itself: each module of js/ against Python, in node, or without it in
+Chromium.
+"""
 
 import base64
 import contextlib
@@ -89,7 +91,9 @@ def served(folder):
 
 @pytest.fixture(scope="module")
 def chromium(scripts):
-    """run(body, *args) in Chromium: the value of an async JavaScript body, with PRELUDE's names and `args`."""
+    """run(body, *args) in Chromium: the value of an async JavaScript body, with PRELUDE's names and
+    `args`.
+    """
     if why := missing():
         pytest.skip(why)
     with served(scripts) as base, browser() as driver:
@@ -109,7 +113,9 @@ def run(scripts, request):
             'import {readFileSync} from "node:fs"; const base = "./";'
             f'const args = JSON.parse(readFileSync("args.json")); {PRELUDE}'
             "const value = await (async () => {" + body + "})();"
-            "process.stdout.write(JSON.stringify(value ?? null));", encoding="utf-8")  # fmt: skip
+            "process.stdout.write(JSON.stringify(value ?? null));",
+            encoding="utf-8",
+        )
         done = subprocess.run(
             ["node", "main.mjs"], cwd=scripts, capture_output=True, text=True, timeout=120, check=False
         )
@@ -311,12 +317,15 @@ def test_png_errors_name_the_file(run):
     flipped[60] ^= 1
     short = zlib.compress(filtered(rows_of(photo(10, 13)), 0, 3))
     cases = [
-        (b"GIF89a" + data[6:], "no PNG signature"), (data[:30], "no PNG signature"), (data[:-4], "cut short"),
+        (b"GIF89a" + data[6:], "no PNG signature"),
+        (data[:30], "no PNG signature"),
+        (data[:-4], "cut short"),
         (data[:100], "cut short"),
-        (data[:-12], "cut short"), (bytes(flipped), "checksum"),
+        (data[:-12], "cut short"),
+        (bytes(flipped), "checksum"),
         (chunks(head, (b"IDAT", b"\x78\x9c" + bytes(50)), (b"IEND", b"")), "its data do not unpack"),
         (chunks(head, (b"IDAT", short), (b"IEND", b"")), "wrong length"),
-    ]  # fmt: skip
+    ]
     body = "return Promise.all(args[0].map(file => error(() => png.decodePNG(bytes(file), 'x.png'))));"
     for (_, why), text in zip(cases, run(body, [b64(file) for file, _ in cases]), strict=True):
         assert text == f"x.png is not a whole PNG image ({why}); get it again"
@@ -389,10 +398,13 @@ def test_unzip_errors(run):
     directory = bytearray(whole)
     directory[whole.rindex(b"PK\x01\x02")] ^= 1
     cases = {
-        "a: checksum": flipped, "no zip directory": whole[:-30], "a does not unpack": bytes(packed),
+        "a: checksum": flipped,
+        "no zip directory": whole[:-30],
+        "a does not unpack": bytes(packed),
         "damaged directory": bytes(directory),
-        "a is packed by method 12": zipped({"a": b"x"}, zipfile.ZIP_BZIP2), "cut short": whole[300:],
-    }  # fmt: skip
+        "a is packed by method 12": zipped({"a": b"x"}, zipfile.ZIP_BZIP2),
+        "cut short": whole[300:],
+    }
     body = "return Promise.all(args[0].map(file => error(() => pair.unzip(bytes(file), 'x.zip'))));"
     for why, text in zip(cases, run(body, [b64(data) for data in cases.values()]), strict=True):
         assert text.startswith("x.zip is not a whole .ifcsr.zip (") and text.endswith(
@@ -404,7 +416,8 @@ def test_unzip_errors(run):
 def test_crc_and_sha_are_those_of_python(run):
     data = photo().tobytes()
     crc, sha = run(
-        "const b = bytes(args[0]); return [png.crc32(b.subarray(0, 7), b.subarray(7)), await pair.sha256(b)];",
+        "const b = bytes(args[0]), crc = png.crc32(b.subarray(0, 7), b.subarray(7));"
+        "return [crc, await pair.sha256(b)];",
         b64(data),
     )
     assert crc == zlib.crc32(data) and sha == hashlib.sha256(data).hexdigest()
@@ -440,7 +453,7 @@ def test_open_pair_errors(run, tmp_path):
         'format "other 2"; allowed: "ifcsr endpoints 1"': parts | {"ifcsr.json": other},
         "x_real of image 0 is missing": {k: v for k, v in parts.items() if k != "x_real.png"},
         "x_fid.png is not the one ifcsr.json describes (sha256)": parts | {"x_fid.png": parts["x_real.png"]},
-    }  # fmt: skip
+    }
     body = "return Promise.all(args[0].map(file => error(() => pair.openPair(bytes(file), 'p.zip', 'p'))));"
     for why, text in zip(cases, run(body, [b64(zipped(part)) for part in cases.values()]), strict=True):
         assert text.startswith(f"p.zip: {why}"), text
@@ -483,8 +496,7 @@ def test_e1_with_a_map(run, gamma):
     cover = rng.integers(0, 256, 65536)
     paint = (cover * rng.random(65536)).astype(int)
     body = (
-        PAIRS
-        + "blend.blend(fid, real, args[0], out, {cover: bytes(args[1]), paint: bytes(args[2])});"
+        PAIRS + "blend.blend(fid, real, args[0], out, {cover: bytes(args[1]), paint: bytes(args[2])});"
         "return text64(out);"
     )
     seen = array(run(body, gamma, b64(cover.astype(np.uint8)), b64(paint.astype(np.uint8)))).reshape(-1, 4)[
@@ -643,7 +655,9 @@ def test_a_stroke_is_as_strong_as_its_strongest_dab(run):
 
 
 def test_a_stroke_mixes_and_erases(run):
-    """Over a map, paint moves towards the brush's gamma by its strength; erasing takes the same share away."""
+    """Over a map, paint moves towards the brush's gamma by its strength; erasing takes the same
+    share away.
+    """
     base = [np.full((30, 40), 200, np.uint8), np.full((30, 40), 100, np.uint8)]
     cover, paint, *_, fresh = stroke(run, [(20, 15)], base=base, gamma=1, strength=0.5, size=60)
     assert (
@@ -664,14 +678,17 @@ STATE = """let now = 0;
 const images = [{width: 4, height: 3}, {width: 2, height: 2}], events = [];
 const values = {gammas: [0.5, 0.5], same_gamma: false, index: 0, view: [0.5, 0.5, 0]};
 const s = new state.State(values, images, () => now);
-for (const event of ["gamma", "view", "stroke", "map"]) s.on(event, (...more) => events.push([event, ...more]));
+for (const event of ["gamma", "view", "stroke", "map"])
+  s.on(event, (...more) => events.push([event, ...more]));
 const undo = forward => s.takeBack(s.nextStep(forward), forward);
 const seen = map => map && [[...map.cover], [...map.paint]];
 """
 
 
 def test_undo_of_gamma(run):
-    """Moves within 0.7 s are one step, others their own; what was taken back can be done again, until a move."""
+    """Moves within 0.7 s are one step, others their own; what was taken back can be done again,
+    until a move.
+    """
     body = (
         STATE
         + """
@@ -687,7 +704,8 @@ def test_undo_of_gamma(run):
     s.setGamma(0.4);
     const cut = s.nextStep(true) === undefined;
     for (let i = 0; i < 300; i++) { now += 1000; s.setGamma(i / 300); }
-    return [steps, back, none, again, cut, s.past.length, s.gammas[1], events.every(e => e[0] === "gamma")];"""
+    const only = events.every(e => e[0] === "gamma");
+    return [steps, back, none, again, cut, s.past.length, s.gammas[1], only];"""
     )
     assert run(body) == [3, [0.8, 0.3, 0.5], True, [0.3, 0.8], True, 100, 0.5, True]
 
@@ -815,8 +833,10 @@ def test_numbers_are_those_of_python(run):
     )
     for gamma, line in zip(GAMMAS, lines, strict=True):
         n = explorer.numbers(float(gamma))
-        assert line == (f"PSNR {n['psnr']:.2f} dB (best {n['best_psnr']:.2f} at γ {n['best_gamma']:.2f}) · "
-                        f"ends differ by {n['difference']:.2f} of 255 · LQ consistency {n['consistency']:.2f} dB")  # fmt: skip
+        assert line == (
+            f"PSNR {n['psnr']:.2f} dB (best {n['best_psnr']:.2f} at γ {n['best_gamma']:.2f}) · "
+            f"ends differ by {n['difference']:.2f} of 255 · LQ consistency {n['consistency']:.2f} dB"
+        )
     mapped = run(
         "return [undefined, 21.456].map(psnr => numbers.reading(args[0], 0.5, args[1], true, psnr));",
         pane,
@@ -839,10 +859,14 @@ def test_numbers_are_those_of_python(run):
 def test_charts_zooms_and_names(run):
     points = [[0, 3], [0.2, 5], [0.7, -1], [1, 2]]
     at = [0, 0.1, 0.2, 0.5, 0.99, 1]
-    values, near, levels, names, compared = run("""
+    values, near, levels, names, compared = run(
+        """
     return [args[1].map(g => charts.valueAt(args[0], g)), [0, 0.2, 0.5, 0.8, 1].map(controls.nearTo),
     [0.2, 1, 3].map(stage.zoomLevels), ["a/b c", "../x", "Käfer"].map(files.fileName),
-    [{x_L: true, hr: true}, {}].map(stage.comparable)];""", points, at)  # fmt: skip
+    [{x_L: true, hr: true}, {}].map(stage.comparable)];""",
+        points,
+        at,
+    )
     assert values == pytest.approx(np.interp(at, *np.array(points).T).tolist())
     assert near == ["fidelity", "nearer to fidelity", "half way", "nearer to realism", "realism"]
     assert levels[0][0] == 0.2 and levels[0][1:5] == pytest.approx([0.25, 0.5**1.5, 0.5, 0.5**0.5])
@@ -873,7 +897,8 @@ def test_timers_end_with_their_owner(run):
 
 def test_pictures_are_decoded_once_and_checked(run):
     files = {f"{i}/0/{end}": b64(png(photo(6, 8) // (i + 1))) for i in range(6) for end in ("fid", "real")}
-    body = """const asked = [], host = {picture: async key => { asked.push(key); return bytes(args[0][key]); }};
+    body = """const asked = [];
+    const host = {picture: async key => { asked.push(key); return bytes(args[0][key]); }};
     const p = new pictures.Pictures(host), image = {name: "x", width: 8, height: 6, panes: [{}]};
     for (const i of [0, 0, 1, 2, 3, 4, 4]) await p.endpoints(i, image);
     const once = asked.length;
@@ -892,7 +917,8 @@ def test_pictures_are_decoded_once_and_checked(run):
 
 WATCHED = """
 const live = {timers: new Set(), frames: new Set(), observers: new Set()}, real = {};
-const names = ["setTimeout", "clearTimeout", "requestAnimationFrame", "cancelAnimationFrame", "ResizeObserver"];
+const names = ["setTimeout", "clearTimeout", "requestAnimationFrame", "cancelAnimationFrame",
+  "ResizeObserver"];
 for (const name of names) {
   real[name] = name === "ResizeObserver" ? window[name] : window[name].bind(window);
 }
@@ -942,7 +968,10 @@ def test_nothing_outlives_a_freed_view(chromium):
         name: explorer.get_state()[name]
         for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")
     }
-    out = chromium(WATCHED + MODEL + """
+    out = chromium(
+        WATCHED
+        + MODEL
+        + """
       const free = hosts.default.render({model, el}), root = el.firstChild;
       await root.ifcsr.ready;
       await wait(400);
@@ -963,7 +992,10 @@ def test_nothing_outlives_a_freed_view(chromium):
       await wait(1800);
       Object.assign(window, real);
       const status = root.querySelector(".ifcsr-status").textContent;
-      return [painted, before, after, sent.length - messages, early, status];""", traits, files)  # fmt: skip
+      return [painted, before, after, sent.length - messages, early, status];""",
+        traits,
+        files,
+    )
     painted, before, after, later, early, status = out
     assert painted and before == [4, 1, 1, 7], before  # tell, map, measure, wait
     assert after == [0, 0, 0, 0] and later == 0 and status == ""
@@ -971,7 +1003,9 @@ def test_nothing_outlives_a_freed_view(chromium):
 
 
 def test_a_page_refuses_what_is_no_number(chromium):
-    """null from a script, or NaN, which JSON makes null: refused with its reason; nothing moves or travels."""
+    """null from a script, or NaN, which JSON makes null: refused with its reason; nothing moves or
+    travels.
+    """
     explorer = Explorer(pair(1, 64, 80))
     files = {
         f"0/{key}": b64(explorer.pictures[0].png(key, 1)) for key in explorer.pictures[0].keys(thumb=False)
@@ -980,7 +1014,9 @@ def test_a_page_refuses_what_is_no_number(chromium):
         name: explorer.get_state()[name]
         for name in ("_spec", "_path", "error", "gammas", "gamma", "same_gamma", "index", "view")
     }
-    errors, state, moved = chromium(MODEL + """
+    errors, state, moved = chromium(
+        MODEL
+        + """
       const free = hosts.default.render({model, el}), api = el.firstChild.ifcsr;
       await api.ready;
       await new Promise(done => setTimeout(done, 200));
@@ -991,7 +1027,10 @@ def test_a_page_refuses_what_is_no_number(chromium):
       await new Promise(done => setTimeout(done, 200));
       const out = [errors, api.state, sent.length - count];
       free();
-      return out;""", traits, files)  # fmt: skip
+      return out;""",
+        traits,
+        files,
+    )
     assert "gamma=null; allowed" in errors[0] and all(
         text.startswith("view=") and "allowed" in text for text in errors[1:]
     )

@@ -1,4 +1,6 @@
-"""JupyterLab itself, headless: the live widget is moved by hand and from Python, shows errors, and leaves a small notebook."""
+"""JupyterLab itself, headless: the live widget is moved by hand and from Python, shows errors, and leaves a
+small notebook.
+"""
 
 import json
 import time
@@ -22,7 +24,10 @@ x = [torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(k)) for 
 ends = Endpoints(*x)
 explorer = Explorer(ends, hr=x[1])
 explorer""",
-    "print('python has', explorer.gamma, explorer.view[2], None if explorer.gamma_map is None else explorer.gamma_map.sum().item())",
+    (
+        "print('python has', explorer.gamma, explorer.view[2], None if explorer.gamma_map is None else "
+        "explorer.gamma_map.sum().item())"
+    ),
     "explorer.gamma, explorer.view = 0.9, (0.25, 0.5, 2)",
     "time.sleep(8); print('slept')",
     "explorer.gamma_map = torch.linspace(0, 1, 512).expand(1, 1, 512, 512)",
@@ -41,19 +46,29 @@ def panel(tmp_path_factory):
     with lab(folder) as (port, token), browser(1000, 1000) as driver:
         open_notebook(driver, port, token, "live.ipynb")
         run_cell(driver, 0)
-        until(driver, f"const e = document.querySelector('.ifcsr'); if (!e) return false; await {WIDGET}.ready; return true;")
+        until(
+            driver,
+            f"const e = document.querySelector('.ifcsr'); if (!e) return false; await {WIDGET}.ready; return "
+            "true;",
+        )
         driver.folder = folder
         yield driver
 
 
 @pytest.fixture(scope="module")
 def ends():
-    return Endpoints(*(torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(k)) for k in range(2)))
+    return Endpoints(
+        *(torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    )
 
 
 def python_has(driver) -> list[str]:
     run_cell(driver, 1)
-    said = js(driver, "const cell = jupyterapp.shell.currentWidget.content.widgets[1].model; return JSON.stringify(cell.outputs.toJSON());")
+    said = js(
+        driver,
+        "const cell = jupyterapp.shell.currentWidget.content.widgets[1].model; return "
+        "JSON.stringify(cell.outputs.toJSON());",
+    )
     return json.loads(said)[0]["text"].split()[2:]
 
 
@@ -94,13 +109,22 @@ def test_moved_from_python(panel, ends):
 
 
 def test_no_move_waits_for_the_kernel(panel, ends):
-    """The kernel is asleep for 8 s; three moves meanwhile are painted at once and arrive in Python afterwards."""
+    """The kernel is asleep for 8 s; three moves meanwhile are painted at once and arrive in Python
+    afterwards.
+    """
     run_cell(panel, 3, wait=False)
     for gamma in (0.1, 0.5, 0.7):
-        took = js(panel, f"const t = performance.now(); {WIDGET}.setGamma(args[0]); return performance.now() - t;", gamma)
+        took = js(
+            panel,
+            f"const t = performance.now(); {WIDGET}.setGamma(args[0]); return performance.now() - t;",
+            gamma,
+        )
         is_e1(panel, ends, gamma)
         assert took < 500
-    slept = "return JSON.stringify(jupyterapp.shell.currentWidget.content.widgets[3].model.outputs.toJSON()).includes('slept');"
+    slept = (
+        "const cell = jupyterapp.shell.currentWidget.content.widgets[3];"
+        "return JSON.stringify(cell.model.outputs.toJSON()).includes('slept');"
+    )
     assert not js(panel, slept), "the kernel was not asleep any more: the test would prove nothing"
     until(panel, slept, 20)
     time.sleep(0.5)
@@ -121,7 +145,11 @@ def test_map_from_python_and_back(panel, ends):
 def test_errors_of_callbacks_are_shown(panel):
     run_cell(panel, 5)
     js(panel, f"{WIDGET}.setGamma(0.33);")
-    until(panel, "return document.querySelector('.ifcsr-message').textContent.includes('ZeroDivisionError');", 10)
+    until(
+        panel,
+        "return document.querySelector('.ifcsr-message').textContent.includes('ZeroDivisionError');",
+        10,
+    )
     run_cell(panel, 6)
     js(panel, f"{WIDGET}.setGamma(0.34);")
     until(panel, "return document.querySelector('.ifcsr-message').textContent === '';", 10)
@@ -130,7 +158,9 @@ def test_errors_of_callbacks_are_shown(panel):
 def test_a_pair_opens_in_the_widget(panel, ends):
     from selenium.webdriver.common.by import By
 
-    panel.find_element(By.CSS_SELECTOR, ".ifcsr input[accept='.zip']").send_keys(str(panel.folder / "pair.ifcsr.zip"))
+    panel.find_element(By.CSS_SELECTOR, ".ifcsr input[accept='.zip']").send_keys(
+        str(panel.folder / "pair.ifcsr.zip")
+    )
     until(panel, f"return {WIDGET}.state.index === 1;", 20)
     js(panel, f"await {WIDGET}.ready;")
     assert js(panel, f"return {WIDGET}.gamma;") == 0.125 and message(panel) == ""
@@ -138,10 +168,14 @@ def test_a_pair_opens_in_the_widget(panel, ends):
 
 
 def test_saved_notebook_is_small(panel):
-    """Widget state is saved (a setting of JupyterLab); with two pairs of 512x512 noise, 1.5 MB each way, it holds text only."""
+    """Widget state is saved (a setting of JupyterLab); with two pairs of 512x512 noise, 1.5 MB each way, it
+    holds text only.
+    """
     js(panel, "await jupyterapp.commands.execute('docmanager:save');")
     time.sleep(0.5)
     text = (panel.folder / "live.ipynb").read_text(encoding="utf-8")
     state = json.loads(text)["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-    assert any("_esm" in part["state"] for part in state.values()), "no widget state was saved: the test would prove nothing"
+    assert any("_esm" in part["state"] for part in state.values()), (
+        "no widget state was saved: the test would prove nothing"
+    )
     assert len(text) < 200_000

@@ -1,4 +1,6 @@
-"""Every benchmark runs at its smallest settings and gives a table; the reference degradation is what it says. No time is asserted."""
+"""Every benchmark runs at its smallest settings and gives a table; the reference degradation is what it says.
+No time is asserted.
+"""
 
 import importlib
 import sys
@@ -17,7 +19,9 @@ NAMES = ("startup", "blend", "endpoints", "degradation", "training_step", "size"
 
 @pytest.fixture(autouse=True)
 def _found(monkeypatch):
-    """The scripts find each other in their own folder, as when they are run; their plain names must not stay importable."""
+    """The scripts find each other in their own folder, as when they are run; their plain names must not stay
+    importable.
+    """
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield
@@ -43,20 +47,27 @@ def test_it_runs_and_its_table_has_rows(name, capsys):
 def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
     module = script("run_all")
     assert set(module.NAMES) == set(NAMES)
-    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof"}  # the last three: by themselves
+    # the last three: by themselves
+    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof"}
     scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - own
     assert scripts == set(NAMES), "a benchmark that run_all does not know"
     assert module.main(["blend", "--tiny"]) == 0
     path = capsys.readouterr().out.rpartition("written: ")[2].strip()
     table = pd.read_csv(path)
-    assert len(table) == 2 and table["machine"].str.contains("torch").all() and path.endswith("smoke/tables/bench_blend.csv")
+    assert (
+        len(table) == 2
+        and table["machine"].str.contains("torch").all()
+        and path.endswith("smoke/tables/bench_blend.csv")
+    )
     with pytest.raises(SystemExit):
         module.main(["blnd"])
     assert "'blnd' is no benchmark; allowed: startup, blend" in capsys.readouterr().err
 
 
 def test_startup_sees_torch():
-    table = script("startup").table(repeats=1, commands=("python -c pass", "ifcsr_lib --help", "import torch", 'load("pocket")'))
+    table = script("startup").table(
+        repeats=1, commands=("python -c pass", "ifcsr_lib --help", "import torch", 'load("pocket")')
+    )
     assert table["torch"].tolist() == [False, False, True, True], "--help must not import torch"
 
 
@@ -89,7 +100,9 @@ def test_mac_ratio_is_that_of_three_equal_networks():
 def test_reference_resize_is_torchs(mode, size):
     x = np.random.default_rng(0).random((64, 48, 3))
     ours = script("reference_degradation").resize(x, *size, mode=mode)
-    theirs = F.interpolate(torch.from_numpy(x).permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(1, 2, 0)
+    theirs = F.interpolate(torch.from_numpy(x).permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(
+        1, 2, 0
+    )
     assert np.abs(ours - theirs.numpy()).max() < 1e-12
 
 
@@ -98,14 +111,18 @@ def test_reference_filters_agree_with_each_other_and_with_the_kit():
     x, k = np.random.default_rng(0).random((40, 52, 3)), reference.sinc_kernel(13, 1.7)
     direct, fft = (reference.filter_(x, k, how) for how in ("direct", "fft"))
     assert np.abs(direct - fft).max() < 1e-12
-    kit = degradation.blur(torch.from_numpy(x).permute(2, 0, 1)[None], torch.from_numpy(k)[None])[0].permute(1, 2, 0)
+    kit = degradation.blur(torch.from_numpy(x).permute(2, 0, 1)[None], torch.from_numpy(k)[None])[0].permute(
+        1, 2, 0
+    )
     assert np.abs(direct - kit.numpy()).max() < 1e-12
 
 
 def test_reference_kernels_are_the_kits():
     reference = script("reference_degradation")
     for n, cutoff in ((7, 1.2), (21, 3.0)):
-        assert np.abs(reference.sinc_kernel(n, cutoff) - degradation.sinc_kernel(n, cutoff).numpy()).max() < 1e-6
+        assert (
+            np.abs(reference.sinc_kernel(n, cutoff) - degradation.sinc_kernel(n, cutoff).numpy()).max() < 1e-6
+        )
     rng = np.random.default_rng(0)
     for _ in range(30):
         k = reference.any_kernel(rng, (0.2, 3.0))
@@ -114,9 +131,11 @@ def test_reference_kernels_are_the_kits():
 
 @pytest.mark.parametrize("preset", ["x4plus", "light"])
 def test_reference_damages_as_much_as_the_kit(preset):
-    """Two programs of one description: the mean error against a plain x1/4 agrees within a third over 60 draws each.
+    """Two programs of one description: the mean error against a plain x1/4 agrees within a third over 60
+    draws each.
 
-    Sampling error: the errors spread by about their mean, so each mean of 60 is off by 13 % (one standard deviation).
+    Sampling error: the errors spread by about their mean, so each mean of 60 is off by 13 % (one standard
+        deviation).
     """
     reference = script("reference_degradation")
     g = torch.Generator().manual_seed(0)

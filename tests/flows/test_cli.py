@@ -1,4 +1,6 @@
-"""The command line: folders through a real (tiny, random) model, exit codes, refusals, and nothing half-written."""
+"""The command line: folders through a real (tiny, random) model, exit codes, refusals, and nothing
+half-written.
+"""
 
 import os
 import subprocess
@@ -34,7 +36,9 @@ def photos(tmp_path):
     folder.mkdir()
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (16, 20, 4), dtype=np.uint8)).save(folder / "a.png")
-    tifffile.imwrite(folder / "b.tif", rng.integers(0, 65536, (16, 20, 3), dtype=np.uint16), photometric="rgb")
+    tifffile.imwrite(
+        folder / "b.tif", rng.integers(0, 65536, (16, 20, 3), dtype=np.uint16), photometric="rgb"
+    )
     Image.fromarray(rng.integers(0, 256, (16, 20), dtype=np.uint8)).save(folder / "c.jpg")
     (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:400])
     return folder
@@ -60,7 +64,9 @@ def error(argv, capsys):
 
 
 def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
-    """One broken file is told and skipped (exit 1); the others are written whole, at x4, with alpha and bit depth."""
+    """One broken file is told and skipped (exit 1); the others are written whole, at x4, with alpha and bit
+    depth.
+    """
     out = tmp_path / "out"
     assert main(["upscale", str(photos), str(out), "--gamma", "0.25", "--model", str(tiny_backbone)]) == 1
     said = capsys.readouterr()
@@ -82,7 +88,8 @@ def test_a_large_photo_in_tiles(photos, tmp_path, tiny_backbone, capsys):
     assert main([*argv, "--tile", "128"]) == 0 and read_image(out).rgb.shape == (1, 3, 160, 200)
     tiled = read_image(out).rgb
     assert main([*argv, "--tile", "0", "--overwrite"]) == 0
-    assert not torch.equal(read_image(out).rgb, tiled)  # norms see tiles: another answer, so the option did something
+    # norms see tiles: another answer, so the option did something
+    assert not torch.equal(read_image(out).rgb, tiled)
 
 
 def test_gamma_blends_the_ends(photos, tmp_path):
@@ -108,7 +115,9 @@ def test_full_disk_stops_with_one_error_and_no_remains(photos, tmp_path, monkeyp
     (tmp_path / "out").mkdir()
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError, match="no disk space"):
-        upscale_folder(Bicubic(), {photos / n: tmp_path / "out" / f"{n}.png" for n in ("a.png", "c.jpg")}, 0.5)
+        upscale_folder(
+            Bicubic(), {photos / n: tmp_path / "out" / f"{n}.png" for n in ("a.png", "c.jpg")}, 0.5
+        )
     assert names(tmp_path / "out") == []
 
 
@@ -120,7 +129,9 @@ def test_output_files_are_named_after_the_photos(photos, tmp_path):
     assert [p.name for p in output_files(photos, out, "webp").values()] == ["a.webp", "c.webp"]
     assert output_files(photos / "c.jpg", out) == {photos / "c.jpg": out / "c.png"}
     assert output_files(photos / "c.jpg", tmp_path / "x.bmp") == {photos / "c.jpg": tmp_path / "x.bmp"}
-    assert output_files(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {photos / "c.jpg": tmp_path / "x.jpeg"}
+    assert output_files(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {
+        photos / "c.jpg": tmp_path / "x.jpeg"
+    }
     assert output_files(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
     assert not out.exists()
 
@@ -162,7 +173,9 @@ def test_unwritable_folder(photos, capsys, tmp_path):
 
 
 def test_evaluate_prints_and_writes_the_table(tmp_path, capsys):
-    """PSNR of a known constant error: grey +10 levels is 10/255 * 219/255 in studio-range luma, 29.45 dB (to 1e-3)."""
+    """PSNR of a known constant error: grey +10 levels is 10/255 * 219/255 in studio-range luma, 29.45 dB (to
+    1e-3).
+    """
     for folder, level in (("sr", 110), ("hr", 100)):
         (tmp_path / folder).mkdir()
         for name in ("one", "two"):
@@ -219,13 +232,29 @@ def test_a_tilde_is_the_home_folder(photos, tmp_path, tiny_backbone, monkeypatch
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_name_that_stdout_cannot_show_decides_nothing(tmp_path, encoding):
-    """An umlaut under ASCII, and bytes that are no UTF-8 under UTF-8: escaped where printed, and the table is written."""
+    """An umlaut under ASCII, and bytes that are no UTF-8 under UTF-8: escaped where printed, and the table is
+    written.
+    """
     name, shown = {"ascii": ("gr\u00fcn", b"gr\\xfcn"), "utf-8": ("gr\udcfcn", b"gr\\udcfcn")}[encoding]
     (tmp_path / name).mkdir()
     write_image(torch.full((1, 3, 200, 200), 0.5), tmp_path / name / f"{name}.png")
-    argv = [sys.executable, "-m", "ifcsr_lib", "evaluate", str(tmp_path / name), str(tmp_path / name), "--metrics", "psnr"]
-    done = subprocess.run([*argv, "--out", str(tmp_path / name / "t.csv")], capture_output=True, cwd=ROOT, check=False,
-                          env=os.environ | {"PYTHONIOENCODING": encoding})  # fmt: skip
+    argv = [
+        sys.executable,
+        "-m",
+        "ifcsr_lib",
+        "evaluate",
+        str(tmp_path / name),
+        str(tmp_path / name),
+        "--metrics",
+        "psnr",
+    ]
+    done = subprocess.run(
+        [*argv, "--out", str(tmp_path / name / "t.csv")],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
     assert done.returncode == 0 and b"mean of 1 images" in done.stdout, done.stderr
     assert done.stdout.count(shown) == 2, "the row of the table, and the folder behind 'written:'"
     assert (tmp_path / name / "t.csv").read_text(encoding="utf-8").count("80.0") == 1
@@ -238,10 +267,30 @@ def test_three_commands_take_the_same_settings(monkeypatch, capsys):
     got = []
     monkeypatch.setattr(models, "describe", lambda cfg: got.append(cfg) or {})
     monkeypatch.setattr(trainer, "run_stage", lambda cfg, stage, on_step: got.append(cfg) or "path")
-    monkeypatch.setattr(reproduce, "reproduce", lambda profile, seed, overrides, only: got.append(resolve(profile, seed, overrides)))
+    monkeypatch.setattr(
+        reproduce,
+        "reproduce",
+        lambda profile, seed, overrides, only: got.append(resolve(profile, seed, overrides)),
+    )
     for command in (["describe"], ["train", "--stage", "1"], ["reproduce"]):
         for option in ("-o", "--set"):
-            assert main([*command, "--profile", "paper", "--seed", "3", "--recipe", "24 GB", option, "k=3", "rank=8"]) == 0
+            assert (
+                main(
+                    [
+                        *command,
+                        "--profile",
+                        "paper",
+                        "--seed",
+                        "3",
+                        "--recipe",
+                        "24 GB",
+                        option,
+                        "k=3",
+                        "rank=8",
+                    ]
+                )
+                == 0
+            )
     wanted = resolve("paper", 3, {**RECIPES["24 GB"], "k": 3.0, "rank": 8})
     assert got == [wanted] * 6
 
@@ -279,7 +328,9 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
 
 
 def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, capsys, monkeypatch):
-    """A photo through a real model, then the pair of the same ends without one; errors come before a model loads."""
+    """A photo through a real model, then the pair of the same ends without one; errors come before a model
+    loads.
+    """
     opened, page = [], tmp_path / "page.html"
     monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or True)
     assert main(["explore", str(photos / "a.png"), "--model", str(tiny_backbone), "--out", str(page)]) == 0
@@ -290,24 +341,45 @@ def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, cap
     assert main(["explore", str(pair), "--model", "none-such", "--no-open"]) == 0 and len(opened) == 1
     assert '"gammas": [0.25]' in (tmp_path / "p_explore.html").read_text(encoding="utf-8")
     before = names(tmp_path)
-    for argv, text in ((["none.png"], "none.png does not exist"), ([pair, "--out", "x.png"], "allowed: a name that ends in .html"),
-                       ([photos / "d.png"], "d.png cannot be read"), ([photos / "a.png", "--model", "none-such"], "none-such")):  # fmt: skip
+    for argv, text in (
+        (["none.png"], "none.png does not exist"),
+        ([pair, "--out", "x.png"], "allowed: a name that ends in .html"),
+        ([photos / "d.png"], "d.png cannot be read"),
+        ([photos / "a.png", "--model", "none-such"], "none-such"),
+    ):
         assert text in error(["explore", *argv, "--no-open"], capsys)
     assert names(tmp_path) == before
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["upscale", "--help"], ["explore", "--help"], ["evaluate", "--help"], ["reproduce", "--help"],
-                                  ["train", "--help"], ["benchmark", "--help"], ["describe", "--help"], ["protocol", "--help"],
-                                  ["--version"], ["upscale", "a", "b", "--gamma", "2"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["upscale", "--help"],
+        ["explore", "--help"],
+        ["evaluate", "--help"],
+        ["reproduce", "--help"],
+        ["train", "--help"],
+        ["benchmark", "--help"],
+        ["describe", "--help"],
+        ["protocol", "--help"],
+        ["--version"],
+        ["upscale", "a", "b", "--gamma", "2"],
+    ],
+)
 def test_help_is_light(argv):
     """No torch, numpy or pandas: help must come at once."""
-    code = ("import runpy, sys\nsys.argv[1:] = " + repr(argv) + "\ntry:\n    runpy.run_module('ifcsr_lib', "
-            "run_name='__main__')\nfinally:\n    heavy = {'torch', 'numpy', 'pandas', 'PIL'} & set(sys.modules)\n"
-            "    print('HEAVY', sorted(heavy))")  # fmt: skip
+    code = (
+        "import runpy, sys\nsys.argv[1:] = " + repr(argv) + "\ntry:\n    runpy.run_module('ifcsr_lib', "
+        "run_name='__main__')\nfinally:\n    heavy = {'torch', 'numpy', 'pandas', 'PIL'} & set(sys.modules)\n"
+        "    print('HEAVY', sorted(heavy))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "HEAVY []" in done.stdout and "Traceback" not in done.stderr
     assert done.returncode == (2 if argv[-1] == "2" else 0)
     if argv[-1] == "--help":
-        assert done.stdout.startswith("usage: python -m ifcsr_lib") and (len(argv) == 1 or "example:" in done.stdout)
+        assert done.stdout.startswith("usage: python -m ifcsr_lib") and (
+            len(argv) == 1 or "example:" in done.stdout
+        )
     if argv == ["--version"]:
         assert __version__ in done.stdout

@@ -18,7 +18,8 @@ GOOD = """import json, os, sys
 from pathlib import Path
 out = Path(os.environ["IFCSR_RESULTS"], "seen.txt")
 out.parent.mkdir(parents=True, exist_ok=True)
-print(json.dumps([profile, seed, overrides, sys.executable, os.environ["IFCSR_NOTEBOOK"]]), file=out.open("a"))"""
+seen = [profile, seed, overrides, sys.executable, os.environ["IFCSR_NOTEBOOK"]]
+print(json.dumps(seen), file=out.open("a"))"""
 
 
 def save(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
@@ -63,8 +64,13 @@ def test_a_failure_names_notebook_cell_error_and_copy(root):
         reproduce("smoke")
     folder = Path(os.environ["IFCSR_RESULTS"]) / "smoke" / "executed"
     text = str(info.value)
-    assert "00_a.ipynb failed in code cell 4, which begins 'y = x'" in text, text  # 1 and 2: parameters, injected ones
-    assert "ValueError" in text and "gamma=2; allowed: 0 to 1" in text and str(folder / "00_a.failed.ipynb") in text
+    # 1 and 2: parameters, injected ones
+    assert "00_a.ipynb failed in code cell 4, which begins 'y = x'" in text, text
+    assert (
+        "ValueError" in text
+        and "gamma=2; allowed: 0 to 1" in text
+        and str(folder / "00_a.failed.ipynb") in text
+    )
     assert [p.name for p in folder.iterdir()] == ["00_a.failed.ipynb"]
 
 
@@ -77,7 +83,9 @@ def test_a_hanging_cell_is_stopped(root, monkeypatch):
 
 def test_a_dead_kernel_says_so(root):
     save(root, "00_a.ipynb", "import os\nos._exit(9)")
-    with pytest.raises(RuntimeError, match=r"code cell 3, which begins 'import os' \(its kernel died: out of memory"):
+    with pytest.raises(
+        RuntimeError, match=r"code cell 3, which begins 'import os' \(its kernel died: out of memory"
+    ):
         reproduce("smoke")
 
 

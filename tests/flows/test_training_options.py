@@ -47,10 +47,15 @@ def weights(model):
 def test_accumulation_is_the_larger_batch(tiny_cfg, crops, distance, tmp_path):
     """Two passes of one image against one of two: only the order of float32 sums differs.
 
-    Adam moves a weight by its gradient's sign at first, and rounding decides the sign of those that are nearly 0: so the gradient
-    of a step is compared, which Adam keeps as a tenth, and of two steps the whole move.
+    Adam moves a weight by its gradient's sign at first, and rounding decides the sign of those that are
+    nearly 0: so the gradient of a step is compared, which Adam keeps as a tenth, and of two steps the whole
+    move.
     """
-    whole, parts, other = tiny_cfg.replace(batch=2), tiny_cfg.replace(batch=1, gradient_accumulation=2), tiny_cfg.replace(batch=1)
+    whole, parts, other = (
+        tiny_cfg.replace(batch=2),
+        tiny_cfg.replace(batch=1, gradient_accumulation=2),
+        tiny_cfg.replace(batch=1),
+    )
 
     def gradient(cfg, name):
         train(cfg, crops, distance, tmp_path / name, steps=1)
@@ -60,7 +65,10 @@ def test_accumulation_is_the_larger_batch(tiny_cfg, crops, distance, tmp_path):
     g, same, half = gradient(whole, "a"), gradient(parts, "b"), gradient(other, "c")
     assert (same - g).abs().max() < 1e-3 * g.abs().max() < 1e-2 * (half - g).abs().max()
     start, _ = train(tiny_cfg, crops, distance, tmp_path / "0", steps=0)
-    (moved, losses), (moved2, losses2) = train(whole, crops, distance, tmp_path / "d"), train(parts, crops, distance, tmp_path / "e")
+    (moved, losses), (moved2, losses2) = (
+        train(whole, crops, distance, tmp_path / "d"),
+        train(parts, crops, distance, tmp_path / "e"),
+    )
     assert losses2 == pytest.approx(losses, rel=1e-5)
     assert (weights(moved2) - weights(moved)).norm() < 0.01 * (weights(moved) - weights(start)).norm()
 
@@ -77,18 +85,28 @@ class Interrupted(trainer.Stage2):
 
 @pytest.mark.parametrize("stage", [trainer.Stage1, trainer.Stage2, Interrupted, trainer.Joint])
 def test_checkpointed_gradients_are_the_same_gradients(stage, tiny_cfg, crops, distance, tmp_path):
-    """The backward pass runs blocks again after other adapters were active: each must see its own. Bit for bit."""
+    """The backward pass runs blocks again after other adapters were active: each must see its own. Bit for
+    bit.
+    """
     plain, losses = train(tiny_cfg, crops, distance, tmp_path / "a", stage)
-    again, losses2 = train(tiny_cfg.replace(gradient_checkpointing=True), crops, distance, tmp_path / "b", stage)
+    again, losses2 = train(
+        tiny_cfg.replace(gradient_checkpointing=True), crops, distance, tmp_path / "b", stage
+    )
     assert losses == losses2 and torch.equal(weights(plain), weights(again))
     assert not any(getattr(m, "gradient_checkpointing", False) for m in again.unet.modules())
 
 
 def test_compile_sees_both_adapters(tiny_cfg, crops, distance, tmp_path):
-    """Dynamo's trace, run eagerly; within 1e-6. inductor's own numbers need a compiler and minutes: not run here."""
+    """Dynamo's trace, run eagerly; within 1e-6. inductor's own numbers need a compiler and minutes: not run
+    here.
+    """
     plain, losses = train(tiny_cfg, crops, distance, tmp_path / "a", trainer.Stage2, 1)
-    compiled, losses2 = train(tiny_cfg.replace(compile="eager"), crops, distance, tmp_path / "b", trainer.Stage2, 1)
-    assert losses2 == pytest.approx(losses, rel=1e-6) and (weights(plain) - weights(compiled)).abs().max() < 1e-6
+    compiled, losses2 = train(
+        tiny_cfg.replace(compile="eager"), crops, distance, tmp_path / "b", trainer.Stage2, 1
+    )
+    assert (
+        losses2 == pytest.approx(losses, rel=1e-6) and (weights(plain) - weights(compiled)).abs().max() < 1e-6
+    )
     assert compiled.unet._compiled_call_impl is None
 
 
@@ -110,13 +128,17 @@ def test_bf16_keeps_images_and_frozen_weights_in_float32(stage, tiny_cfg, crops,
     _, x_L = data.low_quality(torch.stack([crops[i]["x_H"] for i in (0, 1)]), cfg, [0, 1])
     assert torch.equal(seen[0][1], x_L)  # degraded in float32, whatever the networks run in (D31)
     after = model.state_dict()
-    assert all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items() if "lora_" not in k)
+    assert all(
+        torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items() if "lora_" not in k
+    )
     assert all(p.dtype == torch.float32 for p in model.parameters())
     model.endpoints(torch.rand(1, 3, 16, 16))
 
 
 def test_the_run_ends_with_the_average_of_its_weights(tiny_cfg, crops, distance, tmp_path):
-    """NOT from the paper. shadow = d shadow + (1 - d) w, with diffusers' d = min(ema, (1 + n) / (10 + n)), n updates before."""
+    """NOT from the paper. shadow = d shadow + (1 - d) w, with diffusers' d = min(ema, (1 + n) / (10 + n)), n
+    updates before.
+    """
     cfg, model = tiny_cfg.replace(ema=0.9, checkpoint_every=1), models.new(tiny_cfg)
     objective, shadow = trainer.Stage1(model, distance), None
     named = model.train_only("fidelity")
@@ -135,18 +157,27 @@ def test_the_run_ends_with_the_average_of_its_weights(tiny_cfg, crops, distance,
     assert torch.equal(torch.cat([p.detach().flatten() for p in again.train_only("fidelity").values()]), end)
 
 
-@pytest.mark.parametrize("overrides, error", [
-    ({"gradient_checkpointing": True, "compile": "inductor"}, "choose one"),
-    ({"ema": 1.0}, "less than 1"), ({"workers": -1}, "0 or more"), ({"gradient_checkpointing": 1}, "pass bool"),
-    ({"gradient_accumulation": 0}, "more than 0"), ({"compile": "yes"}, "inductor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides, error",
+    [
+        ({"gradient_checkpointing": True, "compile": "inductor"}, "choose one"),
+        ({"ema": 1.0}, "less than 1"),
+        ({"workers": -1}, "0 or more"),
+        ({"gradient_checkpointing": 1}, "pass bool"),
+        ({"gradient_accumulation": 0}, "more than 0"),
+        ({"compile": "yes"}, "inductor"),
+    ],
+)
 def test_bad_options(overrides, error):
     with pytest.raises((ValueError, TypeError), match=error):
         resolve("smoke", overrides=overrides)
 
 
 def test_options_without_effect_on_a_number_share_a_hash():
-    assert resolve("smoke").hash == resolve("smoke", overrides={"workers": 2, "gradient_checkpointing": True}).hash
+    assert (
+        resolve("smoke").hash
+        == resolve("smoke", overrides={"workers": 2, "gradient_checkpointing": True}).hash
+    )
     assert resolve("smoke").hash != resolve("smoke", overrides={"ema": 0.9}).hash
 
 
@@ -157,7 +188,9 @@ def test_tensorboard_has_scalars_and_strips(tiny_cfg, crops, distance, tmp_path)
     assert not (tmp_path / "off" / "log").exists()
     train(tiny_cfg.replace(log_every=2), crops, distance, tmp_path / "on", trainer.Stage2, steps=3)
     log = EventAccumulator(str(tmp_path / "on" / "log")).Reload()
-    assert [e.step for e in log.Scalars("loss")] == [1, 2, 3] and {"lr", "seconds"} <= set(log.Tags()["scalars"])
+    assert [e.step for e in log.Scalars("loss")] == [1, 2, 3] and {"lr", "seconds"} <= set(
+        log.Tags()["scalars"]
+    )
     (strip,) = log.Images("x_L, gamma 0 to 1, x_H")
     assert (strip.step, strip.width, strip.height) == (2, 7 * 64, 64)
 
@@ -171,7 +204,9 @@ def test_the_strip_is_the_slider(tiny_cfg, crops, distance):
     assert torch.allclose(parts[3], blend(parts[1][None], parts[5][None], 0.5)[0])
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(tiny_cfg, crops, distance, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(
+    tiny_cfg, crops, distance, tmp_path, monkeypatch
+):
     cfg, real, written = tiny_cfg.replace(checkpoint_every=1), Path.write_bytes, []
 
     def write_bytes(path, content):
@@ -210,7 +245,9 @@ class Dies(torch.utils.data.Dataset):
 
 def test_a_killed_worker_is_told_and_nothing_is_lost(tiny_cfg, crops, distance, tmp_path):
     whole, losses = train(tiny_cfg, crops, distance, tmp_path / "whole", steps=6)
-    with pytest.raises(ChildProcessError, match=r"stage1: a process that reads images died.*kept.*fewer workers \(now 1\)"):
+    with pytest.raises(
+        ChildProcessError, match=r"stage1: a process that reads images died.*kept.*fewer workers \(now 1\)"
+    ):
         train(tiny_cfg, Dies(crops, at=8), distance, tmp_path / "cut", steps=6, workers=1)
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] >= 1
     resumed, losses2 = train(tiny_cfg, crops, distance, tmp_path / "cut", steps=6, workers=1)
@@ -220,8 +257,12 @@ def test_a_killed_worker_is_told_and_nothing_is_lost(tiny_cfg, crops, distance, 
 def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, distance, tmp_path, monkeypatch):
     train(tiny_cfg, crops, distance, tmp_path, steps=1)
     other = resolve("pocket", overrides={"backbone": tiny_cfg.backbone, "patch": 64, "batch": 2})
-    with pytest.raises(ValueError, match=r"of another run: profile 'smoke' there and 'pocket' here.*steps_fidelity 4 there and 240"):
+    with pytest.raises(
+        ValueError,
+        match=r"of another run: profile 'smoke' there and 'pocket' here.*steps_fidelity 4 there and 240",
+    ):
         train(other, crops, distance, tmp_path, steps=1)
+
     def stop(row):
         raise KeyboardInterrupt
 
@@ -234,10 +275,24 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
 
 
 def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_path):
-    command = [sys.executable, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1",
-               "-o", f"backbone={tiny_backbone}", "steps_fidelity=3000", "checkpoint_every=3000"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "ifcsr_lib",
+        "train",
+        "--profile",
+        "smoke",
+        "--stage",
+        "1",
+        "-o",
+        f"backbone={tiny_backbone}",
+        "steps_fidelity=3000",
+        "checkpoint_every=3000",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
         assert "stage1 step 1/3000" in run.stdout.readline()
         run.send_signal(signal.SIGTERM)
         _, text = run.communicate(timeout=120)
@@ -247,10 +302,14 @@ def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_pa
     assert 1 <= done < 3000
     assert not (tmp_path / "smoke" / "adapters").exists()
 
-    cfg = resolve("smoke", overrides={"backbone": str(tiny_backbone), "steps_fidelity": 3000, "checkpoint_every": 3000})
+    cfg = resolve(
+        "smoke", overrides={"backbone": str(tiny_backbone), "steps_fidelity": 3000, "checkpoint_every": 3000}
+    )
 
     def until(step, folder):
-        """(first step run here, weights after `step`, that step's loss) of the same run of 3000, in this process."""
+        """(first step run here, weights after `step`, that step's loss) of the same run of 3000, in this
+        process.
+        """
         model, rows = models.new(cfg), []
 
         def on_step(row):
@@ -259,7 +318,14 @@ def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_pa
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(trainer.Stage1(model, trainer.feature_distance(cfg)), data.training_crops(cfg), cfg, folder, 3000, on_step)
+            trainer.train(
+                trainer.Stage1(model, trainer.feature_distance(cfg)),
+                data.training_crops(cfg),
+                cfg,
+                folder,
+                3000,
+                on_step,
+            )
         return rows[0]["step"], weights(model), rows[-1]["loss"]
 
     threads = torch.get_num_threads()
@@ -283,11 +349,15 @@ def test_train_is_what_the_notebooks_do(tiny_backbone, tmp_path, monkeypatch, ca
     model, called = models.new(cfg), []
     stage = trainer.Stage1(model, trainer.feature_distance(cfg))
     folder = trainer.run_folder(model, "stage1")
-    assert len(trainer.train(stage, data.training_crops(cfg), cfg, folder, 4, called.append)) == 4 and not called
+    assert (
+        len(trainer.train(stage, data.training_crops(cfg), cfg, folder, 4, called.append)) == 4 and not called
+    )
 
 
 def test_computed_memory_is_what_the_profiler_sees(tiny_cfg, distance):
-    """Peak of the activations of one step: counted on fake tensors, against torch.profiler on real ones; within 10 %."""
+    """Peak of the activations of one step: counted on fake tensors, against torch.profiler on real ones;
+    within 10 %.
+    """
     cfg = tiny_cfg.replace(batch=2)
     counted = plan.cost(cfg, 1)
     objective = trainer.Stage1(models.new(cfg), distance)
@@ -295,9 +365,13 @@ def test_computed_memory_is_what_the_profiler_sees(tiny_cfg, distance):
     objective.inputs = lambda batch: (x, x, noise)
     for p in objective.trainable().values():
         p.grad = torch.zeros_like(p)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as prof:
         objective.loss({"x_H": x, "index": torch.arange(2)})[0].backward()
-    events = sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == "[memory]")
+    events = sorted(
+        (e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"
+    )
     peak = np.cumsum([size for _, size in events]).max()
     assert counted["peak"] - counted["weights"] == pytest.approx(peak, rel=0.1)
     assert plan.cost(cfg.replace(gradient_checkpointing=True), 1)["peak"] < counted["peak"]
@@ -320,8 +394,21 @@ def no_download(monkeypatch):
 
 
 def test_dry_run_of_the_paper_counts_without_a_download(capsys, tmp_path, no_download):
-    """E + 2U + 2D + 3V multiply-adds an image (peers' E 558, U 402, D 1257 G; V 80 G of VGG16 at 512x512) within 8 %."""
-    argv = ["train", "--profile", "paper", "--stage", "1", "--recipe", "24 GB", "--dry-run", "--cards", "8x A100"]
+    """E + 2U + 2D + 3V multiply-adds an image (peers' E 558, U 402, D 1257 G; V 80 G of VGG16 at 512x512)
+    within 8 %.
+    """
+    argv = [
+        "train",
+        "--profile",
+        "paper",
+        "--stage",
+        "1",
+        "--recipe",
+        "24 GB",
+        "--dry-run",
+        "--cards",
+        "8x A100",
+    ]
     assert main(argv) == 0
     text = capsys.readouterr().out
     assert "949,564,587 frozen parameters" in text and "4,055,712 parameters" in text and "32 images" in text
@@ -343,7 +430,9 @@ def test_recipes_are_the_papers_batch_and_cards_are_named():
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_download):
-    """README's table is made from results/paper/tables/training_cost.csv; peak and operations there within 0.1 %."""
+    """README's table is made from results/paper/tables/training_cost.csv; peak and operations there within
+    0.1 %.
+    """
     one = plan.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
     assert one["peak"] + plan.RESERVE < float(recipe.split()[0]) * 1e9
     kept = pd.read_csv(ROOT / "results" / "paper" / "tables" / "training_cost.csv")
@@ -358,7 +447,12 @@ def test_readme_shows_what_the_dry_run_prints(cards, recipe, no_download, capsys
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     transcript = importlib.import_module("readme_tables").transcript(cards, recipe)
     capsys.readouterr()
-    assert main(["train", "--profile", "paper", "--stage", "1", "--recipe", recipe, "--dry-run", "--cards", cards]) == 0
+    assert (
+        main(
+            ["train", "--profile", "paper", "--stage", "1", "--recipe", recipe, "--dry-run", "--cards", cards]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == transcript.partition("\n")[2]
 
 
@@ -377,7 +471,9 @@ def test_gpu_proof_runs_whole_on_a_cpu(proof, tmp_path):
     for text in table["dominates"][:4]:  # "backward 50%, decode 20%, ...", the longest first
         shares = {name: int(share) for name, share in re.findall(r"(\w+) (\d+)%", text)}
         assert {"encode", "one_step", "decode", "features", "backward"} <= set(shares)
-        assert abs(sum(shares.values()) - 100) <= len(shares) / 2 and list(shares.values()) == sorted(shares.values(), reverse=True)
+        assert abs(sum(shares.values()) - 100) <= len(shares) / 2 and list(shares.values()) == sorted(
+            shares.values(), reverse=True
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")

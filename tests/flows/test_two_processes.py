@@ -1,4 +1,6 @@
-"""Two CPU processes with half the batch each see the same samples and losses as one process with the whole."""
+"""Two CPU processes with half the batch each see the same samples and losses as one process with
+the whole.
+"""
 
 import ast
 import os
@@ -40,20 +42,38 @@ def losses(command: list[str], folder, *args) -> list[float]:
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # on CPUs too
+# on CPUs too
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny_backbone, tmp_path):
-    """Within 1e-5 relative: only the order of float32 sums differs. By both launchers, the second in two passes of one image."""
+    """Within 1e-5 relative: only the order of float32 sums differs. By both launchers, the second in two
+    passes of one image.
+    """
     whole = losses([sys.executable], tmp_path / "one", str(tiny_backbone), "4", "1")
     assert losses(TORCHRUN, tmp_path / "two", str(tiny_backbone), "2", "1") == pytest.approx(whole, rel=1e-5)
-    assert losses(ACCELERATE, tmp_path / "passes", str(tiny_backbone), "1", "2") == pytest.approx(whole, rel=1e-5)
+    assert losses(ACCELERATE, tmp_path / "passes", str(tiny_backbone), "1", "2") == pytest.approx(
+        whole, rel=1e-5
+    )
 
 
 def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tmp_path):
-    command = [*ACCELERATE, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1", "-o", f"backbone={tiny_backbone}"]
+    command = [
+        *ACCELERATE,
+        "-m",
+        "ifcsr_lib",
+        "train",
+        "--profile",
+        "smoke",
+        "--stage",
+        "1",
+        "-o",
+        f"backbone={tiny_backbone}",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("written: ") == 1 and done.stdout.count("step 4/4") == 1
     adapters = tmp_path / "smoke" / "adapters"
@@ -61,10 +81,24 @@ def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tm
 
 
 def test_sigterm_stops_both_processes_after_the_same_step(tiny_backbone, tmp_path):
-    command = [*ACCELERATE, "-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1", "-o", f"backbone={tiny_backbone}",
-               "steps_fidelity=3000", "checkpoint_every=3000"]  # fmt: skip
+    command = [
+        *ACCELERATE,
+        "-m",
+        "ifcsr_lib",
+        "train",
+        "--profile",
+        "smoke",
+        "--stage",
+        "1",
+        "-o",
+        f"backbone={tiny_backbone}",
+        "steps_fidelity=3000",
+        "checkpoint_every=3000",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
         assert "stage1 step 1/3000" in run.stdout.readline()
         run.send_signal(signal.SIGTERM)  # the launcher passes it on to both
         _, text = run.communicate(timeout=120)

@@ -17,11 +17,26 @@ from ifcsr_lib.config import ROOT
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, UV = PYPROJECT["project"], PYPROJECT["tool"]["uv"]
 CUDA_ONLY = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
-LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
+LINUX = {
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+}
 MACHINES = {
     "linux": LINUX,
-    "windows": {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
-    "macos": {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},
+    "windows": {
+        "sys_platform": "win32",
+        "platform_system": "Windows",
+        "os_name": "nt",
+        "platform_machine": "AMD64",
+    },
+    "macos": {
+        "sys_platform": "darwin",
+        "platform_system": "Darwin",
+        "os_name": "posix",
+        "platform_machine": "arm64",
+    },
 }
 
 
@@ -53,7 +68,9 @@ def test_lock_satisfies_pyproject(machine, python):
             assert canonicalize_name(pin.name) not in locked, f"{pin.name} is there twice"
             locked[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     for pin in map(Requirement, UV["constraint-dependencies"]):
-        assert pin.specifier.contains(locked[pin.name]), f"[tool.uv] wants {pin}, the lock has {locked[pin.name]}: make lock"
+        assert pin.specifier.contains(locked[pin.name]), (
+            f"[tool.uv] wants {pin}, the lock has {locked[pin.name]}: make lock"
+        )
     assert int(locked["setuptools"].split(".")[0]) < 81, "pyiqa's clipiqa imports pkg_resources"
     for wanted in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]):
         name = canonicalize_name(wanted.name)
@@ -68,14 +85,20 @@ def test_the_two_small_locks_are_parts_of_the_lock():
     rest = {pin: block.strip() for pin, block in lock.items() if not CUDA_ONLY.match(pin.split("==")[0])}
     assert {pin: block.strip() for pin, block in pins("requirements-cpu.lock").items()} == rest, "make lock"
     (pin,) = headless = pins("requirements-headless.lock")
-    assert pin.startswith("opencv-python-headless==") and headless[pin].strip() == lock[pin].strip(), "make lock"
+    assert pin.startswith("opencv-python-headless==") and headless[pin].strip() == lock[pin].strip(), (
+        "make lock"
+    )
 
 
 def test_the_lock_was_made_by_the_makefile():
-    """Its header names the command with the Makefile's options; --upgrade and the order of options may differ."""
+    """Its header names the command with the Makefile's options; --upgrade and the order of options may
+    differ.
+    """
     command = set(re.search(r"^COMPILE := (.*)$", text("Makefile"), re.MULTILINE)[1].split())
     header = set(re.search(r"^#    uv (.*)$", text("requirements.lock"), re.MULTILINE)[1].split())
-    assert command <= header and header - command <= {"-o", "requirements.lock", "--upgrade", "-q"}, "make lock"
+    assert command <= header and header - command <= {"-o", "requirements.lock", "--upgrade", "-q"}, (
+        "make lock"
+    )
 
 
 def test_conda_installs_the_very_lock():
@@ -92,9 +115,13 @@ def test_installed_packages_fit_together():
 
 def test_what_needs_care_imports():
     """pyiqa needs pkg_resources (setuptools < 81) and a cv2 that works on a server without libGL."""
-    code = ("import pyiqa, torchvision, diffusers, peft, pkg_resources, cv2;"
-            "assert pyiqa.create_metric('psnr').lower_better is False; print(cv2.getBuildInformation())")  # fmt: skip
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        "import pyiqa, torchvision, diffusers, peft, pkg_resources, cv2;"
+        "assert pyiqa.create_metric('psnr').lower_better is False; print(cv2.getBuildInformation())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     if sys.platform == "linux":
         how = "python -m pip install --no-deps --force-reinstall -r requirements-headless.lock"

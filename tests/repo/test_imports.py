@@ -5,63 +5,15 @@ Read from the source with ast, so that imports inside functions count too and no
 
 import ast
 import importlib
-from pathlib import Path
 
 import pytest
+from import_graph import LIBRARY, graph, imports, sources
 
-from ifcsr_lib.config import ROOT
-
-LIBRARY = ROOT / "ifcsr_lib"
 # pairs (module that uses it, private name) that are known; empty this list, never add to it
 PENDING: set[tuple[str, str]] = {
     ("ifcsr_lib.compare.strategies", "ifcsr_lib.trainer._Stage"),
     ("ifcsr_lib.nets.pocket", "ifcsr_lib.loss._unit"),
 }
-
-
-def sources(folder: Path) -> dict[str, tuple[ast.Module, bool]]:
-    """{module: (its tree, whether it is a package's face)} of every Python file under folder, a package."""
-    out = {}
-    for path in sorted(folder.rglob("*.py")):
-        parts = (folder.name, *path.relative_to(folder).with_suffix("").parts)
-        face = parts[-1] == "__init__"
-        name = ".".join(parts[:-1] if face else parts)
-        out[name] = ast.parse(path.read_text(encoding="utf-8"), str(path)), face
-    return out
-
-
-def imports(name: str, tree: ast.Module, face: bool, known) -> dict[str, str]:
-    """{name in this module: full name of what it stands for} of all imports from the library, at any depth."""
-    home, out = (name if face else name.rpartition(".")[0]).split("."), {}
-    root = home[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == root:
-                    out[alias.asname or alias.name] = alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join([*home[: len(home) - node.level + 1], *([node.module] if node.module else [])])
-            if base.split(".")[0] == root:
-                for alias in node.names:
-                    out[alias.asname or alias.name] = f"{base}.{alias.name}"
-    return out
-
-
-def graph(modules: dict) -> dict[str, set[str]]:
-    """{module: modules that it imports}. `import a.b.c` runs a and a.b too, unless the importer lies in them."""
-    edges = {}
-    for name, (tree, face) in modules.items():
-        edges[name] = set()
-        for target in imports(name, tree, face, modules).values():
-            while target not in modules and target:  # a name of a module stands for the module
-                target = target.rpartition(".")[0]
-            while target:
-                if target != name and not name.startswith(f"{target}."):
-                    edges[name].add(target)
-                target = target.rpartition(".")[0]
-    return edges
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
@@ -136,8 +88,11 @@ def test_no_private_name_of_another_room(modules):
 def test_modules_load_by_name_in_faces_alone(modules):
     """`import_module` hides an import from the tests above; only a face's table of names may."""
     for name, (tree, face) in modules.items():
-        calls = {n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "")
-                 for n in ast.walk(tree) if isinstance(n, ast.Call)}  # fmt: skip
+        calls = {
+            n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "")
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call)
+        }
         assert face or not calls & {"import_module", "__import__"}, name
 
 
@@ -158,12 +113,19 @@ def test_the_finders_find(tmp_path):
         (package / folder / "__init__.py").touch()
     (package / "__init__.py").write_text("")
     (package / "top.py").write_text("def f():\n    from .a.one import g\n")
-    (package / "a" / "one.py").write_text("from ..b import two as other\nfrom ..b.two import _hidden\nother._reached\n")
+    (package / "a" / "one.py").write_text(
+        "from ..b import two as other\nfrom ..b.two import _hidden\nother._reached\n"
+    )
     (package / "b" / "two.py").write_text("_hidden = _reached = 1\n")
-    (package / "b" / "three.py").write_text("from .two import _hidden\nfrom . import two\ntwo._reached\ntwo.__name__\n")
+    (package / "b" / "three.py").write_text(
+        "from .two import _hidden\nfrom . import two\ntwo._reached\ntwo.__name__\n"
+    )
     modules = sources(package)
     assert circle(graph(modules)) == []
-    assert trespasses(modules) == {("pack.a.one", "pack.b.two._hidden"), ("pack.a.one", "pack.b.two._reached")}
+    assert trespasses(modules) == {
+        ("pack.a.one", "pack.b.two._hidden"),
+        ("pack.a.one", "pack.b.two._reached"),
+    }
     (package / "b" / "two.py").write_text("def f():\n    import pack.top\n")
     assert circle(graph(sources(package))) == ["pack.a.one", "pack.b.two", "pack.top", "pack.a.one"]
     (package / "b" / "two.py").write_text("")

@@ -12,8 +12,18 @@ import pytest
 from ifcsr_lib.config import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ("00_start_here", "01_degradation", "02_stage1_fidelity", "03_stage2_realism", "04_gamma_sweep", "05_ablations",
-        "06_explorer", "07_control_cost", "08_beyond_two_ends", "09_denoising")  # fmt: skip
+NAMES = (
+    "00_start_here",
+    "01_degradation",
+    "02_stage1_fidelity",
+    "03_stage2_realism",
+    "04_gamma_sweep",
+    "05_ablations",
+    "06_explorer",
+    "07_control_cost",
+    "08_beyond_two_ends",
+    "09_denoising",
+)
 MACHINE_PATH = re.compile(r"(?<![\w.])(/(home|Users|root|tmp|work|mnt|opt|var|data)/|[A-Za-z]:\\\\?\w)")
 notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 
@@ -45,7 +55,9 @@ def test_size(path):
 
 @notebook
 def test_import_call_show_explain(path):
-    """No definitions, magics, shell commands or changes of folder; `ast` refuses % and ! at the start of a line."""
+    """No definitions, magics, shell commands or changes of folder; `ast` refuses % and ! at the start of a
+    line.
+    """
     _, codes = read(path)
     for cell in codes:
         assert cell.source.strip(), "an empty code cell"
@@ -71,7 +83,11 @@ def test_skeleton(path):
     tree = ast.parse(codes[0].source)
     assert all(isinstance(node, ast.Assign) and len(node.targets) == 1 for node in tree.body)
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
-    assert list(values) == ["profile", "seed", "overrides"] and values["profile"] is None and not values["overrides"]
+    assert (
+        list(values) == ["profile", "seed", "overrides"]
+        and values["profile"] is None
+        and not values["overrides"]
+    )
 
 
 @notebook
@@ -90,8 +106,13 @@ def test_output_only_where_nbval_compares_it(path):
     _, codes = read(path)
     assert tool.main(["--check", str(path)]) == 0
     for cell in filter(tool.tagged, codes):
-        how = "python -m ifcsr_lib reproduce --profile smoke && python tools/strip_notebooks.py --from results/smoke/executed"
-        assert cell.execution_count, f"{cell.source.splitlines()[0]!r} is tagged but has no output to compare: {how}"
+        how = (
+            "python -m ifcsr_lib reproduce --profile smoke && "
+            "python tools/strip_notebooks.py --from results/smoke/executed"
+        )
+        assert cell.execution_count, (
+            f"{cell.source.splitlines()[0]!r} is tagged but has no output to compare: {how}"
+        )
         for output in cell.outputs:
             assert output.output_type in ("stream", "execute_result")
             assert set(output.get("data", {"text/plain": ""})) == {"text/plain"}
@@ -105,11 +126,15 @@ def messy(tmp_path) -> Path:
     )
     out = nbformat.v4.new_output
     kept, lost = (
-        nbformat.v4.new_code_cell("print(1)\n1", execution_count=7, metadata={"collapsed": True}) for _ in "ab"
+        nbformat.v4.new_code_cell("print(1)\n1", execution_count=7, metadata={"collapsed": True})
+        for _ in "ab"
     )
     for cell in (kept, lost):
-        cell.outputs = [out("stream", name="stdout", text="1\n"), out("stream", name="stderr", text="warning"),
-                        out("execute_result", data={"text/plain": "1"}, execution_count=7)]  # fmt: skip
+        cell.outputs = [
+            out("stream", name="stdout", text="1\n"),
+            out("stream", name="stderr", text="warning"),
+            out("execute_result", data={"text/plain": "1"}, execution_count=7),
+        ]
     kept.metadata.tags = [tool.TAG]
     nb.cells = [nbformat.v4.new_markdown_cell("# Größe", metadata={"editable": True}), lost, kept]
     nbformat.write(nb, tmp_path / "00_messy.ipynb")
@@ -130,7 +155,11 @@ def test_strip_keeps_only_the_compared_output(messy, capsys):
         and "Größe" in messy.read_text("utf-8")
     )
     once = messy.read_bytes()
-    assert tool.main([str(messy)]) == 0 and tool.main(["--check", str(messy)]) == 0 and messy.read_bytes() == once
+    assert (
+        tool.main([str(messy)]) == 0
+        and tool.main(["--check", str(messy)]) == 0
+        and messy.read_bytes() == once
+    )
     assert [p.name for p in messy.parent.iterdir()] == [messy.name]
 
 
@@ -148,7 +177,10 @@ def test_strip_takes_fresh_output_by_cell_id(messy, tmp_path, capsys):
     nbformat.write(nb, run / messy.name)
     before = messy.read_bytes()
     capsys.readouterr()
-    assert tool.main(["--from", str(run), str(messy)]) == 1 and "run the notebook again" in capsys.readouterr().err
+    assert (
+        tool.main(["--from", str(run), str(messy)]) == 1
+        and "run the notebook again" in capsys.readouterr().err
+    )
     assert messy.read_bytes() == before
 
 

@@ -43,11 +43,14 @@ def test_a_table_is_written_once_and_checked(tool, tmp_path, capsys):
     assert tool.main([str(path)]) == 0 and tool.main([str(path), "--check"]) == 0 and path.read_text() == once
 
 
-@pytest.mark.parametrize("text, error", [
-    ("<!-- table: realsrr -->\n<!-- end -->", "'realsrr' is unknown; allowed: expect, realsr"),
-    ("<!-- table: realsr -->\n", "has no `<!-- end -->`"),
-    ("<!-- table: realsr -->\n<!-- table: lines -->\n<!-- end -->", "holds another one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("<!-- table: realsrr -->\n<!-- end -->", "'realsrr' is unknown; allowed: expect, realsr"),
+        ("<!-- table: realsr -->\n", "has no `<!-- end -->`"),
+        ("<!-- table: realsr -->\n<!-- table: lines -->\n<!-- end -->", "holds another one"),
+    ],
+)
 def test_bad_markers_are_named(tool, tmp_path, capsys, text, error):
     (tmp_path / "page.md").write_text(text)
     assert tool.main([str(tmp_path / "page.md")]) == 1 and error in capsys.readouterr().err
@@ -67,7 +70,8 @@ def test_decisions_keep_their_text(tool):
 
 
 def test_lines_of_code(tool):
-    source = '"""Doc."""\n\nx = 1  # why\n\n\ndef f():\n    """Doc\n    string."""\n    # no\n    return (\n        x)\n'
+    source = '"""Doc."""\n\nx = 1  # why\n\n\ndef f():\n    """Doc\n    string."""\n'
+    source += "    # no\n    return (\n        x)\n"
     assert tool.count_lines.code_lines(source) == 4
 
 

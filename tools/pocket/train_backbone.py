@@ -1,9 +1,11 @@
-"""Train the next pocket backbone: one step of its UNet makes the teacher's picture, its decoder gives photographs back.
+"""Train the next pocket backbone: one step of its UNet makes the teacher's picture, its decoder gives
+photographs back.
 
-    python tools/pocket/train_backbone.py --tiles FOLDER --out FOLDER --steps 20000 [--features 1 --vgg FILE.npz]
+    python tools/pocket/train_backbone.py --tiles FOLDER --out FOLDER --steps 20000 [--features 1 --vgg
+    FILE.npz]
 
-The same command continues a stopped run, on a CPU or a GPU. Writes last.pt (the run), history.json, and at the end unet/,
-vae/ and empty_prompt.safetensors in the layout of data/pocket.
+The same command continues a stopped run, on a CPU or a GPU. Writes last.pt (the run), history.json, and at
+the end unet/, vae/ and empty_prompt.safetensors in the layout of data/pocket.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ WIDTHS = (64, 64, 128)
 
 
 def new_autoencoder(width: int = 24) -> AutoencoderDC:
-    """(N, 3, H, W) on [-1, 1] <-> (N, 48, H/4, W/4). Untrained it is a rearrangement of pixels and nearly its inverse.
+    """(N, 3, H, W) on [-1, 1] <-> (N, 48, H/4, W/4). Untrained it is a rearrangement of pixels and nearly its
+    inverse.
 
-    The encoder starts as two pixel-unshuffles and stays so. The decoder starts as their inverse; the norm before its last
-    convolution divides every pixel's channels by their length, so half of the channels hold a large constant, which keeps
-    that length within 0.5 % of the same value everywhere. The other layers start as identities and can learn.
+    The encoder starts as two pixel-unshuffles and stays so. The decoder starts as their inverse; the norm
+    before its last convolution divides every pixel's channels by their length, so half of the channels hold a
+    large constant, which keeps that length within 0.5 % of the same value everywhere. The other layers start
+    as identities and can learn.
     width: channels of the decoder at half size, a multiple of 12 from 24 up.
     """
     if width % 12 or width < 24:
@@ -79,7 +83,9 @@ def new_autoencoder(width: int = 24) -> AutoencoderDC:
 
 
 def new_unet(widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
-    """SD-shaped, three levels, cross-attention at the deepest. Its first step changes nothing: conv_out starts at zero."""
+    """SD-shaped, three levels, cross-attention at the deepest. Its first step changes nothing: conv_out
+    starts at zero.
+    """
     unet = pocket.new_unet(LATENTS, widths)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
@@ -129,17 +135,25 @@ class Tiles(Dataset):
 class Backbone:
     """UNet, prompt and decoder learn together, in pixels; the encoder stays the rearrangement that it is.
 
-    latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while the decoder
-    gives pixels back, and a step takes half of the time.
-    loss = 10 L1(x, x_T) + features * D(x, x_T) + 2 L1(decode(z_H + 0.05 n), x_H) + 0.1 MSE(eps, n): x is decode(z_L - eps(z_L,
-    t = 1)) of all samples but the last `noisy`, which predict noise n at t above 1 and go through the autoencoder alone.
+    latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
+    the decoder gives pixels back, and a step takes half of the time.
+    loss = 10 L1(x, x_T) + features * D(x, x_T) + 2 L1(decode(z_H + 0.05 n), x_H) + 0.1 MSE(eps, n): x is
+    decode(z_L - eps(z_L, t = 1)) of all samples but the last `noisy`, which predict noise n at t above 1 and
+    go through the autoencoder alone.
     distance: loss.FeatureDistance of the teacher's picture, or None.
     """
 
     name = "backbone"
 
     def __init__(
-        self, unet, prompt: nn.Parameter, vae, cfg, distance=None, features: float = 0.0, noisy: int = 2,
+        self,
+        unet,
+        prompt: nn.Parameter,
+        vae,
+        cfg,
+        distance=None,
+        features: float = 0.0,
+        noisy: int = 2,
         latents_only: bool = False,
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.train(), cfg
@@ -212,7 +226,9 @@ def main() -> None:
     parser.add_argument("--noisy", type=int, default=2, help="samples per batch that predict noise")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--latents", action="store_true", help="train the UNet on latents alone, twice as fast")
+    parser.add_argument(
+        "--latents", action="store_true", help="train the UNet on latents alone, twice as fast"
+    )
     parser.add_argument(
         "--features", type=float, default=0.0, help="weight of VGG16's feature distance; wants --vgg"
     )
@@ -240,7 +256,9 @@ def main() -> None:
             parser.error("--features wants --vgg FILE.npz")
         net = pocket.teacher_features(args.vgg)
         distance = loss.FeatureDistance(net, [torch.ones(c) for c in (64, 128, 256, 512)])
-    objective = Backbone(unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy, args.latents)
+    objective = Backbone(
+        unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy, args.latents
+    )
     tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
 
     def tell(row: dict) -> None:

@@ -1,4 +1,6 @@
-"""PiSA-SR and OSEDiff files, written here in their layout with tiny models, on our backbone: formulas and refusals."""
+"""PiSA-SR and OSEDiff files, written here in their layout with tiny models, on our backbone: formulas and
+refusals.
+"""
 
 import pickle
 
@@ -13,9 +15,25 @@ from ifcsr_lib import peers
 from ifcsr_lib.control import adain
 from ifcsr_lib.files.images import upsample
 
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`", "ignore:Detected pickle protocol")
-NAMES = ["to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_shortcut", "conv_out", "proj_out",
-         "proj_in", "ff.net.2", "ff.net.0.proj"]  # fmt: skip
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Already found a `peft_config`", "ignore:Detected pickle protocol"
+)
+NAMES = [
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+    "conv",
+    "conv1",
+    "conv2",
+    "conv_in",
+    "conv_shortcut",
+    "conv_out",
+    "proj_out",
+    "proj_in",
+    "ff.net.2",
+    "ff.net.0.proj",
+]
 
 
 def modules_of(unet):
@@ -23,7 +41,13 @@ def modules_of(unet):
     lists = {part: [] for part in peers.PARTS}
     for n, _ in unet.named_parameters():
         if n.endswith("weight") and "norm" not in n and any(name in n for name in NAMES):
-            part = "encoder" if "down_blocks" in n or "conv_in" in n else "decoder" if "up_blocks" in n or "conv_out" in n else "others"
+            part = (
+                "encoder"
+                if "down_blocks" in n or "conv_in" in n
+                else "decoder"
+                if "up_blocks" in n or "conv_out" in n
+                else "others"
+            )
             lists[part].append(n.removesuffix(".weight"))
     return lists
 
@@ -38,11 +62,16 @@ def filled(model, seed):
 
 def add(model, lists, rank, ends=""):
     for part, modules in lists.items():
-        model.add_adapter(LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=modules), adapter_name=f"default_{part}{ends}")
+        model.add_adapter(
+            LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=modules),
+            adapter_name=f"default_{part}{ends}",
+        )
 
 
 def nets(tiny_backbone):
-    return UNet2DConditionModel.from_pretrained(tiny_backbone / "unet"), AutoencoderKL.from_pretrained(tiny_backbone / "vae")
+    return UNet2DConditionModel.from_pretrained(tiny_backbone / "unet"), AutoencoderKL.from_pretrained(
+        tiny_backbone / "vae"
+    )
 
 
 @pytest.fixture
@@ -54,8 +83,13 @@ def pisasr(tiny_backbone, tmp_path):
         add(unet, lists, {"_pix": 4, "_sem": 2}[ends], ends)
     filled(unet, 1)
     state = {k: v for k, v in unet.state_dict().items() if "lora" in k}
-    file = {f"unet_lora_{part}_modules_{kind}": lists[part] for part in peers.PARTS for kind in ("pix", "sem")}
-    torch.save(file | {"lora_rank_unet_pix": 4, "lora_rank_unet_sem": 2, "state_dict_unet": state}, tmp_path / "pisa_sr.pkl")
+    file = {
+        f"unet_lora_{part}_modules_{kind}": lists[part] for part in peers.PARTS for kind in ("pix", "sem")
+    }
+    torch.save(
+        file | {"lora_rank_unet_pix": 4, "lora_rank_unet_sem": 2, "state_dict_unet": state},
+        tmp_path / "pisa_sr.pkl",
+    )
     return tmp_path / "pisa_sr.pkl", unet
 
 
@@ -63,19 +97,26 @@ def pisasr(tiny_backbone, tmp_path):
 def osediff(tiny_backbone, tmp_path):
     unet, vae = nets(tiny_backbone)
     lists = modules_of(unet)
-    coder = [n.removesuffix(".weight") for n, _ in vae.named_parameters() if n.endswith("weight") and "norm" not in n
-             and n.startswith(("encoder.", "quant_conv"))]  # fmt: skip
+    coder = [
+        n.removesuffix(".weight")
+        for n, _ in vae.named_parameters()
+        if n.endswith("weight") and "norm" not in n and n.startswith(("encoder.", "quant_conv"))
+    ]
     add(unet, lists, 4)
-    vae.add_adapter(LoraConfig(r=4, init_lora_weights="gaussian", target_modules=coder), adapter_name="default_encoder")
+    vae.add_adapter(
+        LoraConfig(r=4, init_lora_weights="gaussian", target_modules=coder), adapter_name="default_encoder"
+    )
     filled(unet, 1)
     filled(vae, 2)
     with torch.no_grad():
         unet.conv_in.base_layer.weight.mul_(1.1)  # OSEDiff trains the base's conv_in too
     file = {f"unet_lora_{part}_modules": lists[part] for part in peers.PARTS} | {
-        "vae_lora_encoder_modules": coder, "rank_unet": 4, "rank_vae": 4,
+        "vae_lora_encoder_modules": coder,
+        "rank_unet": 4,
+        "rank_vae": 4,
         "state_dict_unet": {k: v for k, v in unet.state_dict().items() if "lora" in k or "conv_in" in k},
         "state_dict_vae": {k: v for k, v in vae.state_dict().items() if "lora" in k},
-    }  # fmt: skip
+    }
     torch.save(file, tmp_path / "osediff.pkl")
     return tmp_path / "osediff.pkl", unet, vae
 
@@ -85,7 +126,9 @@ def prompt_of(tiny_backbone):
 
 
 def test_pisasr(pisasr, tiny_cfg, tiny_backbone):
-    """Their adjustable inference merges the pixel adapters into the base, then adds the semantic ones; ours adds both."""
+    """Their adjustable inference merges the pixel adapters into the base, then adds the semantic ones; ours
+    adds both.
+    """
     path, theirs = pisasr
     model, prompt = peers.import_pisasr(path, tiny_cfg), prompt_of(tiny_backbone)
     z = torch.randn(1, 4, 8, 8)
@@ -114,7 +157,9 @@ def test_osediff(osediff, tiny_cfg, tiny_backbone):
     model = peers.import_osediff(path, tiny_cfg)
     assert (round(model.alpha, 5), round(model.sigma, 5)) == (0.06826, 0.99767)
     x = torch.rand(1, 3, 64, 64)
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    schedule = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
     with torch.inference_mode():
         z = vae.encode(2 * x - 1).latent_dist.mode() * vae.config.scaling_factor
         assert torch.allclose(model.encode(x), z, atol=1e-5)
@@ -133,7 +178,9 @@ def test_upscale(pisasr, osediff, tiny_cfg):
         assert x.shape == (2, 3, 68, 84) and x.min() >= 0 and x.max() <= 1
         assert torch.equal(x, model.upscale(lq))  # the mode of z_L: no chance in it
         assert torch.equal(adain(model.upscale(lq, "none"), upsample(lq)), x)
-        noise = torch.randn(2, 4, *(-(-s * 4 // model.multiple) * model.multiple // model.vae_factor for s in (17, 21)))
+        noise = torch.randn(
+            2, 4, *(-(-s * 4 // model.multiple) * model.multiple // model.vae_factor for s in (17, 21))
+        )
         assert not torch.equal(model.upscale(lq, noise=noise), x)
     model = peers.import_pisasr(pisasr[0], tiny_cfg)
     assert not torch.equal(model.upscale(lq, lambda_sem=0.0), model.upscale(lq))
@@ -161,11 +208,17 @@ KEY = "conv_in.lora_A.default_encoder.weight"
         (lambda f: f.pop("rank_vae"), "1 keys missing .'rank_vae'"),
         (lambda f: f.update(state_dict_text={}), "1 keys unknown .'state_dict_text'"),
         (lambda f: f["state_dict_unet"].pop(KEY), f"UNet2DConditionModel: 1 keys missing .'{KEY}'"),
-        (lambda f: f["state_dict_unet"].pop("conv_in.base_layer.bias"), "1 keys missing .'conv_in.base_layer.bias'"),
+        (
+            lambda f: f["state_dict_unet"].pop("conv_in.base_layer.bias"),
+            "1 keys missing .'conv_in.base_layer.bias'",
+        ),
         (lambda f: f["state_dict_vae"].update(odd=torch.zeros(1)), "AutoencoderKL: .*1 keys unknown .'odd'"),
         (lambda f: f["state_dict_unet"].update({KEY: torch.zeros(1)}), f"{KEY} has shape"),
         (lambda f: f["state_dict_unet"][KEY].fill_(float("nan")), f"{KEY} holds NaN"),
-        (lambda f: f["unet_lora_others_modules"].append("mid_block.nothing"), "default_others adapts mid_block.nothing"),
+        (
+            lambda f: f["unet_lora_others_modules"].append("mid_block.nothing"),
+            "default_others adapts mid_block.nothing",
+        ),
         (lambda f: f.update(rank_unet="4"), "rank_unet came as str"),
         (lambda f: f.update(unet_lora_others_modules=[]), "default_others adapts no module"),
     ],

@@ -1,4 +1,6 @@
-"""Every way to control: what it costs in passes, where its ends are, and that training one leaves the others alone."""
+"""Every way to control: what it costs in passes, where its ends are, and that training one leaves the others
+alone.
+"""
 
 from collections import Counter
 
@@ -44,7 +46,9 @@ def seen(model):
     """What really passes through the networks, in images."""
     seen, hooks = Counter(), []
     for name, part in (("encode", model.vae.encoder), ("unet", model.unet), ("decode", model.vae.decoder)):
-        hooks.append(part.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: len(args[0])})))
+        hooks.append(
+            part.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: len(args[0])}))
+        )
     yield seen
     for hook in hooks:
         hook.remove()
@@ -61,7 +65,10 @@ def test_cost_is_the_one_of_its_definition(name, model, seen):
     assert strategy.calls == seen == setup
     images = [strategy.adjust(v) for v in (0.0, 0.5, 1.0)]
     assert strategy.calls == seen == setup + adjust + adjust + adjust
-    assert all(x.shape == (1, 3, 64, 80) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 for x in images)
+    assert all(
+        x.shape == (1, 3, 64, 80) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
+        for x in images
+    )
     assert ((images[0] - images[2]).abs().max() > 1e-3) == strategy.controls
     seen.clear()
     strategy.setup(LQ)  # again: the count starts over
@@ -76,7 +83,9 @@ def test_the_image_blend_is_e1_of_the_endpoints(model):
 
 @pytest.mark.parametrize("name", ["latent blend", "weight mix"])
 def test_ends_are_the_endpoints(name, model):
-    """Other routes to the same two images: within 1e-5, a batched UNet call against separate ones; between they differ."""
+    """Other routes to the same two images: within 1e-5, a batched UNet call against separate ones; between
+    they differ.
+    """
     strategy, ends = control.strategies()[name](model).setup(LQ), model.endpoints(LQ)
     assert (strategy.adjust(0) - ends.x_fid).abs().max() < 1e-5
     assert (strategy.adjust(1) - ends.x_real).abs().max() < 1e-5
@@ -84,7 +93,9 @@ def test_ends_are_the_endpoints(name, model):
 
 
 def test_pisa_cached_is_pisa_released(model):
-    cached, released = (control.strategies()[f"PiSA-SR-like, {how}"](model).setup(LQ) for how in ("cached", "as released"))
+    cached, released = (
+        control.strategies()[f"PiSA-SR-like, {how}"](model).setup(LQ) for how in ("cached", "as released")
+    )
     for v in (0.0, 0.4, 1.0):
         assert torch.equal(cached.adjust(v), released.adjust(v))
     assert (cached.adjust(0.0) - model.endpoints(LQ).x_fid).abs().max() < 1e-5
@@ -96,7 +107,9 @@ def test_the_euler_step_starts_at_the_fidelity_end(model):
 
 
 def test_a_batch_is_its_images(model):
-    """Passes are counted an image, and no image sees its neighbour (1e-4: other sums in a convolution, before adain)."""
+    """Passes are counted an image, and no image sees its neighbour (1e-4: other sums in a convolution, before
+    adain).
+    """
     two = torch.cat([LQ, LQ.flip(3)])
     for name, kind in control.strategies().items():
         strategy = kind(model).setup(two)
@@ -123,7 +136,8 @@ def test_predict_leaves_nothing_changed(model):
     assert torch.equal(before, after) and not torch.equal(mixed, after) and not torch.equal(prior, mixed)
     assert len({s for layer in model._lora for s in layer.scaling.values()}) == 1 and len(model._lora) == n
     with torch.inference_mode():
-        assert torch.equal(prior, models.new(model.cfg).eps(z, "fidelity"))  # untrained adapters are the frozen prior
+        # untrained adapters are the frozen prior
+        assert torch.equal(prior, models.new(model.cfg).eps(z, "fidelity"))
     strategies.train_only(model, "timestep")
     strategies.predict(model, z, {"fidelity": 0.5, "velocity": 0.5})
     strategies.predict(model, z, {})
@@ -141,15 +155,20 @@ def test_fit_moves_only_its_own_adapters(name, tiny_cfg, crops):
     assert len(rows) == sum(kind.steps for kind in control.strategies()[name].trains)
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
-    moved = [a for a in trained if any(f".{a}." in k and ".lora_B." in k and v.any() for k, v in after.items())]
+    moved = [
+        a for a in trained if any(f".{a}." in k and ".lora_B." in k and v.any() for k, v in after.items())
+    ]
     assert moved == trained and not any(p.requires_grad for p in model.parameters())
     control.strategies()[name](model).setup(LQ).adjust(0.5)
-    strategies.fit(model, name, crops, distance(), 1, rows.append)  # finished checkpoints are not trained again
+    # finished checkpoints are not trained again
+    strategies.fit(model, name, crops, distance(), 1, rows.append)
     assert len(rows) == sum(kind.steps for kind in control.strategies()[name].trains)
 
 
 def test_the_switches_of_distillation(model, crops):
-    """vsd = 0 is MSE + 2 LPIPS alone; vsd moves the student's gradient and not its critic's, tsm moves it once more."""
+    """vsd = 0 is MSE + 2 LPIPS alone; vsd moves the student's gradient and not its critic's, tsm moves it
+    once more.
+    """
     for name in ("osediff_critic", "osediff"):
         strategies.add_adapter(model, name)
     randomised(model, "osediff", "osediff_critic")
@@ -161,7 +180,9 @@ def test_the_switches_of_distillation(model, crops):
         params = objective.trainable()
         model.zero_grad()
         objective.loss(batch)[0].backward()
-        gradients.append({k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in params.items()})
+        gradients.append(
+            {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in params.items()}
+        )
     critics = [torch.cat([g.flatten() for k, g in each.items() if "critic" in k]) for each in gradients]
     students = [torch.cat([g.flatten() for k, g in each.items() if "critic" not in k]) for each in gradients]
     assert not critics[0].any() and critics[1].any() and torch.allclose(critics[1], critics[2], atol=1e-7)
@@ -194,8 +215,12 @@ def test_edges_are_rcods_in_sd_latents_and_terciles_in_pocket_ones(tiny_cfg, cro
     model = models.new(tiny_cfg)
     assert strategies.cosine_edges(model, crops) == (0.7, 0.5)
     torch.manual_seed(0)
-    model.vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 3, decoder_block_out_channels=(8,) * 3,
-                                num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3).requires_grad_(False)  # fmt: skip
+    model.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(8,) * 3,
+        num_encoder_blocks=(1,) * 3,
+        num_decoder_blocks=(1,) * 3,
+    ).requires_grad_(False)
     high, low = strategies.cosine_edges(model, crops, count=6)
     assert -1 <= low < high <= 1
 
@@ -231,7 +256,9 @@ def test_bad_use(model, crops):
 
 
 def test_break_even_by_hand():
-    """Against the definition itself, tried one N after another; and the counts of SD 2.1-base for E1 and its rivals."""
+    """Against the definition itself, tried one N after another; and the counts of SD 2.1-base for E1 and its
+    rivals.
+    """
     for a in [(10, 0), (3, 2), (0, 5), (4, 4)]:
         for b in [(2, 3), (4, 4), (0, 2.5), (7, 0)]:
             holds = [a[0] + n * a[1] <= b[0] + n * b[1] for n in range(1, 200)]
@@ -258,7 +285,10 @@ def test_measure_counts_what_happens(model):
     x_L = 4 * 3 * 64 * 80
     held = row["kept (MB)"] * 1e6
     assert latents + x_L <= held <= latents + x_L + 1024  # two predictions share a storage
-    assert row["peak of set-up (MB)"] * 1e6 > 4 * 3 * padded and row["peak of adjustment (MB)"] * 1e6 > 4 * 3 * padded
+    assert (
+        row["peak of set-up (MB)"] * 1e6 > 4 * 3 * padded
+        and row["peak of adjustment (MB)"] * 1e6 > 4 * 3 * padded
+    )
     with pytest.raises(ValueError, match="allowed: one number"):
         costs.measure({"latent blend": strategy}, LQ, counts=())
     assert costs.formula(NOTHING) == "0"
@@ -287,8 +317,12 @@ def test_spectrum_is_the_sweep_of_the_endpoints(model):
     from ifcsr_lib import evaluate
 
     hr = [torch.rand(1, 3, 64, 80)]
-    table = costs.spectrum(control.strategies()["image blend (IFCSR)"](model), [LQ], hr, (0, 0.5, 1), ["psnr", "ssim"])
+    table = costs.spectrum(
+        control.strategies()["image blend (IFCSR)"](model), [LQ], hr, (0, 0.5, 1), ["psnr", "ssim"]
+    )
     same = evaluate.sweep(model.endpoints(LQ), hr[0], (0, 0.5, 1), ["psnr", "ssim"])
-    assert list(table.index) == [0, 0.5, 1] and np.allclose(table.astype(float), same.astype(float), atol=1e-5)
+    assert list(table.index) == [0, 0.5, 1] and np.allclose(
+        table.astype(float), same.astype(float), atol=1e-5
+    )
     single = costs.spectrum(control.strategies()["OSEDiff-like"](model), [LQ], hr, (0, 0.5, 1), ["psnr"])
     assert len(single) == 1

@@ -40,7 +40,12 @@ def test_blend_writes_where_it_is_told(gamma):
 
 def test_bad_out():
     a, b = A.clone(), B.clone()
-    for out, what in ((A[:1].clone(), "endpoints are"), (A.double(), "float64"), (a, "out is an end"), (b, "out is an end")):
+    for out, what in (
+        (A[:1].clone(), "endpoints are"),
+        (A.double(), "float64"),
+        (a, "out is an end"),
+        (b, "out is an end"),
+    ):
         with pytest.raises(ValueError, match=what):
             blend(a, b, 0.5, out)
     assert torch.equal(a, A) and torch.equal(b, B)
@@ -49,11 +54,19 @@ def test_bad_out():
 @pytest.mark.parametrize(
     "gamma, error",
     [
-        (-0.1, ValueError), (1.5, ValueError), (float("nan"), ValueError), (float("inf"), ValueError),
-        ("0.5", TypeError), (None, TypeError), (True, TypeError), (torch.tensor([0.5] * 3), ValueError),
-        (torch.rand(2, 1, 5, 5), ValueError), (torch.rand(2, 3, 20, 24), ValueError), (torch.full((2, 1, 20, 24), 2.0), ValueError),
+        (-0.1, ValueError),
+        (1.5, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        ("0.5", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (torch.tensor([0.5] * 3), ValueError),
+        (torch.rand(2, 1, 5, 5), ValueError),
+        (torch.rand(2, 3, 20, 24), ValueError),
+        (torch.full((2, 1, 20, 24), 2.0), ValueError),
     ],
-)  # fmt: skip
+)
 def test_bad_gamma(gamma, error):
     with pytest.raises(error, match="gamma"):
         blend(A, B, gamma)

@@ -1,4 +1,6 @@
-"""Pairs with known shifts: the flow finds them, the aligned blend draws edges once, and the ends stay bit for bit."""
+"""Pairs with known shifts: the flow finds them, the aligned blend draws edges once, and the ends stay bit for
+bit.
+"""
 
 import numpy as np
 import pytest
@@ -37,7 +39,9 @@ def test_double_edge_energy_falls_by_more_than_half(known):
     held = aligned.held_gamma(0.5)
     assert double_edges(ends.blend(held), ends, held) < 0.5 * double_edges(ends.blend(0.5), ends, 0.5)
     far = smooth(aligned.shift, 2.0) > 1
-    assert held.max() <= 0.5 and (held[far] < 0.01).all(), "where structures differ by a pixel, the fidelity end stays"
+    assert held.max() <= 0.5 and (held[far] < 0.01).all(), (
+        "where structures differ by a pixel, the fidelity end stays"
+    )
 
 
 def test_gamma_0_and_1_are_the_endpoints_bit_for_bit(known):
@@ -49,7 +53,9 @@ def test_gamma_0_and_1_are_the_endpoints_bit_for_bit(known):
     half[..., 64:] = 1.0
     half[..., :10] = 0.5
     mixed = aligned.blend(half)
-    assert torch.equal(mixed[..., 10:64], ends.x_fid[..., 10:64]) and torch.equal(mixed[..., 64:], ends.x_real[..., 64:])
+    assert torch.equal(mixed[..., 10:64], ends.x_fid[..., 10:64]) and torch.equal(
+        mixed[..., 64:], ends.x_real[..., 64:]
+    )
 
 
 def test_the_map_shows_the_shift_in_pixels(known):
@@ -59,30 +65,44 @@ def test_the_map_shows_the_shift_in_pixels(known):
     error = (inside - torch.tensor(shift).view(1, 2, 1, 1)).norm(dim=1)[textured]
     assert error.median() < 0.15
     assert aligned.shift.shape == (1, 1, 128, 128) and aligned.shift.max() < ghosting.MAX_SHIFT + 1
-    assert aligned.shift[..., 12:-12, 12:-12][:, :, textured[0]].median() == pytest.approx(np.hypot(*shift), abs=0.15)
+    assert aligned.shift[..., 12:-12, 12:-12][:, :, textured[0]].median() == pytest.approx(
+        np.hypot(*shift), abs=0.15
+    )
 
 
 def test_the_aligned_blend_is_the_picture_halfway(known):
-    """At 1/2 both ends meet at half the shift: nearer to the photograph moved by that than E1 is, by 3 dB or more from a
-    pixel on. Below that E1 itself lies within a level of it, and nearer must do."""
+    """At 1/2 both ends meet at half the shift: nearer to the photograph moved by that than E1 is, by 3 dB or
+    more from a pixel on. Below that E1 itself lies within a level of it, and nearer must do.
+    """
     shift, ends, aligned = known
     halfway = pair([s / 2 for s in shift]).x_real
-    plain, moved = (((x - halfway)[..., 12:-12, 12:-12] ** 2).mean() for x in (ends.blend(0.5), aligned.blend(0.5)))
+    plain, moved = (
+        ((x - halfway)[..., 12:-12, 12:-12] ** 2).mean() for x in (ends.blend(0.5), aligned.blend(0.5))
+    )
     assert moved < (0.5 if np.hypot(*shift) >= 1 else 1) * plain
 
 
 @pytest.mark.parametrize("photo, place", [("chelsea", (80, 120)), ("coffee", (120, 250))])
 def test_other_photographs(photo, place):
     top, left = place
-    x = torch.from_numpy(getattr(skimage_data, photo)()[top : top + 128, left : left + 128].copy()).permute(2, 0, 1)[None] / 255
+    x = (
+        torch.from_numpy(getattr(skimage_data, photo)()[top : top + 128, left : left + 128].copy()).permute(
+            2, 0, 1
+        )[None]
+        / 255
+    )
     for shift in ((0.0, 1.0), (2.0, -1.0)):
         ends = pair(shift, x)
-        assert double_edges(align(ends).blend(0.5), ends, 0.5) < 0.5 * double_edges(ends.blend(0.5), ends, 0.5)
+        assert double_edges(align(ends).blend(0.5), ends, 0.5) < 0.5 * double_edges(
+            ends.blend(0.5), ends, 0.5
+        )
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (0.0, 1.0), (2.0, 0.0)], ids=str)
 def test_ends_of_unequal_sharpness_are_never_worse_than_e1(shift):
-    """As the ends of a model are: the realism end has more contrast. Where flow would make edges weaker, E1 stays."""
+    """As the ends of a model are: the realism end has more contrast. Where flow would make edges weaker, E1
+    stays.
+    """
     sharp = pair(shift).x_real
     ends = Endpoints(smooth(PHOTO, 1.0), (sharp + 0.8 * (sharp - smooth(sharp, 1.5))).clamp(0, 1))
     aligned = align(ends)
@@ -94,13 +114,21 @@ def test_a_step_is_drawn_once():
     x = torch.full((1, 3, 64, 64), 0.2)
     x[..., 30:] = 0.8
     ends = pair((0.0, 4.0), smooth(x, 0.8))
-    rows = {name: blend.diff(dim=3)[0, 1, 32] for name, blend in (("E1", ends.blend(0.5)), ("aligned", align(ends).blend(0.5)))}
-    peaks = {name: [i for i in range(1, 62) if r[i] > r[i - 1] and r[i] >= r[i + 1] and r[i] > 0.05] for name, r in rows.items()}
+    rows = {
+        name: blend.diff(dim=3)[0, 1, 32]
+        for name, blend in (("E1", ends.blend(0.5)), ("aligned", align(ends).blend(0.5)))
+    }
+    peaks = {
+        name: [i for i in range(1, 62) if r[i] > r[i - 1] and r[i] >= r[i + 1] and r[i] > 0.05]
+        for name, r in rows.items()
+    }
     assert len(peaks["E1"]) == 2 and len(peaks["aligned"]) == 1 and abs(peaks["aligned"][0] - 31) <= 1
 
 
 def test_the_measure_itself():
-    """E1's closed form to 1e-3 of it; 0 for equal ends; more for more shift, up to 2 gamma (1 - gamma) for steps apart."""
+    """E1's closed form to 1e-3 of it; 0 for equal ends; more for more shift, up to 2 gamma (1 - gamma) for
+    steps apart.
+    """
     ends = pair((0.0, 2.0))
     for gamma in (0.2, 0.5):
         own = (1 - gamma) * ghosting._edges(ends.x_fid) + gamma * ghosting._edges(ends.x_real)
@@ -114,7 +142,9 @@ def test_the_measure_itself():
     x[..., 30:] = 0.8
     apart = Endpoints(x, x.roll(6, 3).where(torch.arange(64) > 10, x))
     for gamma in (0.25, 0.5):
-        assert double_edges(apart.blend(gamma), apart, gamma).item() == pytest.approx(2 * gamma * (1 - gamma), abs=1e-3)
+        assert double_edges(apart.blend(gamma), apart, gamma).item() == pytest.approx(
+            2 * gamma * (1 - gamma), abs=1e-3
+        )
     shown = double_edges(apart.blend(0.5), apart, 0.5, as_map=True)
     assert shown[..., 29:37].min() > 10 * shown[..., 56:].max()
 
@@ -131,7 +161,9 @@ def test_new_texture_is_left_alone():
 
 
 def test_it_gives_the_same_twice_and_each_image_for_itself():
-    both = Endpoints(*(torch.cat(x) for x in zip(*((e.x_fid, e.x_real) for e in (pair((0.0, 1.0)), pair((2.0, 0.0)))))))
+    both = Endpoints(
+        *(torch.cat(x) for x in zip(*((e.x_fid, e.x_real) for e in (pair((0.0, 1.0)), pair((2.0, 0.0))))))
+    )
     aligned = align(both)
     assert torch.equal(aligned.flow, align(both).flow)
     assert torch.equal(aligned.flow[1:], align(both[1]).flow)
@@ -147,7 +179,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="32 or more"):
         align(Endpoints(PHOTO[..., :20], PHOTO[..., :20]))
     still = ghosting.Aligned(ends, torch.zeros(1, 2, 128, 128))
-    for gamma, error in ((1.5, ValueError), ([0.2, 0.5], TypeError), (torch.rand(1, 1, 5, 5), ValueError), ("0.5", TypeError)):
+    for gamma, error in (
+        (1.5, ValueError),
+        ([0.2, 0.5], TypeError),
+        (torch.rand(1, 1, 5, 5), ValueError),
+        ("0.5", TypeError),
+    ):
         with pytest.raises(error, match="gamma"):
             still.blend(gamma)
     with pytest.raises(ValueError, match="its endpoints"):

@@ -24,14 +24,17 @@ def jump(x):
 
 @pytest.mark.parametrize("feather", [1.5, 4.0, 8.0])
 def test_a_feathered_mask_shows_no_seam(feather):
-    """No step of the map above its bound, and none of the blend above the ends' own plus that bound times their distance."""
+    """No step of the map above its bound, and none of the blend above the ends' own plus that bound times
+    their distance.
+    """
     mask = torch.zeros(64, 80, dtype=torch.bool)
     mask[10:40, 20:60] = True
     mask[::7, ::9] = True  # single pixels, the worst case for a bound
     gamma = from_mask(mask, inside=0.9, outside=0.1, feather=feather)
     bound = 0.8 / (math.sqrt(2 * math.pi) * feather)
     assert gamma.shape == (1, 1, 64, 80) and gamma.min() >= 0.1 and gamma.max() <= 0.9
-    assert 0 < jump(gamma) <= bound * 1.02  # the sampled Gaussian of sigma 1.5 sums to 1 only within a percent
+    # the sampled Gaussian of sigma 1.5 sums to 1 only within a percent
+    assert 0 < jump(gamma) <= bound * 1.02
     assert jump(ENDS.blend(gamma)) <= max(jump(A), jump(B)) + 1.02 * bound * (A - B).abs().max()
     hard = from_mask(mask, 0.9, 0.1, feather=0)
     assert jump(hard) == pytest.approx(0.8, abs=1e-6) and jump(hard) > 2 * jump(gamma)
@@ -41,7 +44,9 @@ def test_a_mask_sets_gamma_far_from_its_edge_only():
     mask = torch.zeros(2, 1, 64, 80)
     mask[0, :, :, 40:] = 1
     gamma = from_mask(mask, feather=2.0)
-    assert torch.allclose(gamma[0, 0, :, :30], torch.zeros(64, 30)) and torch.allclose(gamma[0, 0, :, 50:], torch.ones(64, 30))
+    assert torch.allclose(gamma[0, 0, :, :30], torch.zeros(64, 30)) and torch.allclose(
+        gamma[0, 0, :, 50:], torch.ones(64, 30)
+    )
     assert not gamma[1].any() and torch.equal(ENDS.blend(gamma)[1], A[1])
 
 
@@ -79,13 +84,18 @@ def test_bands_add_up(n, size):
 def test_the_finest_band_is_a_pattern_of_single_pixels_and_the_coarsest_a_slow_wave():
     grid = (torch.arange(64) % 2).float().expand(1, 1, 64, 64)
     wave = torch.sin(torch.arange(64) * 2 * math.pi / 64).expand(1, 1, 64, 64)
-    energy = {name: [p[..., 8:-8, 8:-8].square().mean() for p in bands(x - x.mean(), 3)] for name, x in (("grid", grid), ("wave", wave))}
+    energy = {
+        name: [p[..., 8:-8, 8:-8].square().mean() for p in bands(x - x.mean(), 3)]
+        for name, x in (("grid", grid), ("wave", wave))
+    }
     assert energy["grid"][2] > 0.95 * sum(energy["grid"]) and energy["wave"][0] > 0.95 * sum(energy["wave"])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0])
 def test_equal_bands_are_e1(gamma):
-    """And values that are all but equal too, which go through the bands: 1e-6 beside the 1e-7 of the difference."""
+    """And values that are all but equal too, which go through the bands: 1e-6 beside the 1e-7 of the
+    difference.
+    """
     assert torch.equal(ENDS.blend([gamma] * 3), ENDS.blend(gamma))
     near = [abs(gamma - 1e-7), gamma, abs(gamma - 2e-7)]
     assert (ENDS.blend(near) - ENDS.blend(gamma)).abs().max() < 1e-6
@@ -94,7 +104,9 @@ def test_equal_bands_are_e1(gamma):
 
 
 def test_bands_move_what_they_name():
-    """Fine texture from x_real, structure from x_fid: the coarsest band of the result is x_fid's, the finest x_real's."""
+    """Fine texture from x_real, structure from x_fid: the coarsest band of the result is x_fid's, the finest
+    x_real's.
+    """
     low, real = SCENE * 0.5 + 0.2, B * 0.5 + 0.3
     x = blend(low, real, (0, 0, 1))
     for band, want in ((0, low), (2, real)):
@@ -107,9 +119,15 @@ def test_bands_move_what_they_name():
 
 @pytest.mark.parametrize(
     "gamma, error, text",
-    [([], ValueError, "0 bands"), ([0.5] * 9, ValueError, "allowed: 1 to 6"), ([0.5, 1.2], ValueError, "in each band"),
-     ([0.5, float("nan")], ValueError, "in each band"), ([0.5, "1"], TypeError, "one float per band"), ([True, 0.5], TypeError, "bool")],
-)  # fmt: skip
+    [
+        ([], ValueError, "0 bands"),
+        ([0.5] * 9, ValueError, "allowed: 1 to 6"),
+        ([0.5, 1.2], ValueError, "in each band"),
+        ([0.5, float("nan")], ValueError, "in each band"),
+        ([0.5, "1"], TypeError, "one float per band"),
+        ([True, 0.5], TypeError, "bool"),
+    ],
+)
 def test_bad_bands(gamma, error, text):
     with pytest.raises(error, match=text):
         ENDS.blend(gamma)
@@ -157,7 +175,9 @@ def test_inside_it_is_the_weighted_mean():
         for i in range(2):
             exact = sum(w[i if n else 0, k].double() * e[i].double() for k, e in enumerate((A, B, C)))
             assert (x[i] - exact).abs().max() < 1e-6
-    assert (THREE.blend([0.2, 0.3, 0.5]) - THREE.blend({"texture": 0.5, "fidelity": 0.2, "realism": 0.3})).abs().max() == 0
+    assert (
+        THREE.blend([0.2, 0.3, 0.5]) - THREE.blend({"texture": 0.5, "fidelity": 0.2, "realism": 0.3})
+    ).abs().max() == 0
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.25, 0.6, 1.0])
@@ -169,9 +189,17 @@ def test_two_ends_are_e1(gamma):
 
 @pytest.mark.parametrize(
     "weights, text",
-    [([], "shape"), ([0.5, 0.5], "shape"), ([0, 0, 0], "sum 1"), ([0.5, 0.6, 0.5], "divide by the sum"), ([1.5, -0.5, 0], "0 or more"),
-     ([float("nan"), 0.5, 0.5], "0 or more"), ({"fidelity": 1.0}, "each endpoint"), ({"fidelity": 0.5, "realism": 0.25, "x": 0.25}, "each endpoint")],
-)  # fmt: skip
+    [
+        ([], "shape"),
+        ([0.5, 0.5], "shape"),
+        ([0, 0, 0], "sum 1"),
+        ([0.5, 0.6, 0.5], "divide by the sum"),
+        ([1.5, -0.5, 0], "0 or more"),
+        ([float("nan"), 0.5, 0.5], "0 or more"),
+        ({"fidelity": 1.0}, "each endpoint"),
+        ({"fidelity": 0.5, "realism": 0.25, "x": 0.25}, "each endpoint"),
+    ],
+)
 def test_bad_weights(weights, text):
     with pytest.raises(ValueError, match=text):
         THREE.blend(weights)
@@ -192,7 +220,9 @@ def test_bad_simplex():
 
 
 def test_different_scenes_are_told_from_different_ends(shared_data):
-    """On Kodak: each photograph passes with itself blurred, noisy and darker, and is refused with each of the 23 others."""
+    """On Kodak: each photograph passes with itself blurred, noisy and darker, and is refused with each of the
+    23 others.
+    """
     from ifcsr_lib.files.images import list_images, read_image
 
     if not (shared_data / "kodak").is_dir():

@@ -1,4 +1,6 @@
-"""The paper's data: downloads that continue, sets from folders and archives, manifests, shards, and lazily read crops."""
+"""The paper's data: downloads that continue, sets from folders and archives, manifests, shards, and lazily
+read crops.
+"""
 
 import http.server
 import io
@@ -64,12 +66,21 @@ def tree(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """An empty $IFCSR_DATA, and the data sets at toy size: three pairs of 16 and 64 pixels, four faces, five photographs."""
+    """An empty $IFCSR_DATA, and the data sets at toy size: three pairs of 16 and 64 pixels, four faces, five
+    photographs.
+    """
     import dataclasses
 
-    for name, count, hr, lr in (("realsr", 3, 64, 16), ("drealsr", 3, 64, 16), ("div2k_val", 6, 64, 16),
-                                ("ffhq", 4, 64, None), ("lsdir", 5, None, None)):  # fmt: skip
-        toy = dataclasses.replace(datasets.DATASETS[name], count=count, hr=hr, lr=lr, crops=3 if name == "div2k_val" else 0)
+    for name, count, hr, lr in (
+        ("realsr", 3, 64, 16),
+        ("drealsr", 3, 64, 16),
+        ("div2k_val", 6, 64, 16),
+        ("ffhq", 4, 64, None),
+        ("lsdir", 5, None, None),
+    ):
+        toy = dataclasses.replace(
+            datasets.DATASETS[name], count=count, hr=hr, lr=lr, crops=3 if name == "div2k_val" else 0
+        )
         monkeypatch.setitem(datasets.DATASETS, name, toy)
     monkeypatch.setattr(datasets, "PUBLISHED", tmp_path / "none")
     (tmp_path / "home").mkdir()
@@ -79,7 +90,9 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A local web server of tmp_path/web with byte ranges; `cut` closes answers early, `ranges` False ignores Range."""
+    """A local web server of tmp_path/web with byte ranges; `cut` closes answers early, `ranges` False ignores
+    Range.
+    """
     state = types.SimpleNamespace(root=tmp_path / "web", log=[], cut=[], ranges=True, tag='"one"', refuse=0)
     state.root.mkdir()
 
@@ -126,7 +139,11 @@ def test_a_download_that_is_cut_continues_where_it_stopped(server, tmp_path):
     write(server.root, {"a b.zip": (content := os.urandom(5000))})
     server.cut = [1000, 1500]
     path = remote.download(f"{server.url}/a%20b.zip?download=1", tmp_path / "d")
-    assert path.name == "a b.zip" and path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == ["a b.zip"]
+    assert (
+        path.name == "a b.zip"
+        and path.read_bytes() == content
+        and [p.name for p in path.parent.iterdir()] == ["a b.zip"]
+    )
     assert [r for _, r, _ in server.log] == [None, "bytes=1000-", "bytes=2500-"]
     assert remote.download(f"{server.url}/a%20b.zip", tmp_path / "d") == path and len(server.log) == 3
 
@@ -146,7 +163,13 @@ def test_a_killed_download_continues_in_the_next_run(server, tmp_path, monkeypat
 @pytest.mark.parametrize("change", ["file changed", "no ranges", "all there", "too long"])
 def test_old_bytes_are_never_mixed_with_new_ones(server, tmp_path, change):
     write(server.root, {"f": (content := os.urandom(3000))})
-    write(tmp_path, {"f.part": {"all there": content, "too long": bytes(9999)}.get(change, b"old"), "f.version": b'"one"'})
+    write(
+        tmp_path,
+        {
+            "f.part": {"all there": content, "too long": bytes(9999)}.get(change, b"old"),
+            "f.version": b'"one"',
+        },
+    )
     server.tag, server.ranges = '"two"' if change == "file changed" else '"one"', change != "no ranges"
     assert remote.download(f"{server.url}/f", tmp_path).read_bytes() == content
     assert {p.name for p in tmp_path.iterdir()} == {"f", "web"}
@@ -165,10 +188,14 @@ def test_a_refusal_ends_at_once_and_a_busy_server_is_asked_again(server, tmp_pat
 def test_a_remote_file_reads_and_seeks_like_a_local_one(server):
     write(server.root, {"f": (content := os.urandom(3000))})
     file = io.BufferedReader(remote.Remote(f"{server.url}/f"), 64)
-    assert file.read(10) == content[:10] and file.seek(-5, io.SEEK_END) == 2995 and file.read() == content[-5:]
+    assert (
+        file.read(10) == content[:10] and file.seek(-5, io.SEEK_END) == 2995 and file.read() == content[-5:]
+    )
     assert file.seek(4000) == 4000 and file.read(1) == b""
     server.cut = [3]
-    assert remote.read_range(f"{server.url}/f", 100, 50)[0] == content[100:150], "a cut answer is asked for again"
+    assert remote.read_range(f"{server.url}/f", 100, 50)[0] == content[100:150], (
+        "a cut answer is asked for again"
+    )
     server.ranges = False
     with pytest.raises(OSError, match="no byte ranges; download"):
         remote.read_range(f"{server.url}/f", 0, 10)
@@ -178,26 +205,44 @@ def test_a_remote_file_reads_and_seeks_like_a_local_one(server):
 
 
 def pairs(root="", sides=("test_LR", "test_HR"), count=3) -> dict[str, bytes]:
-    return {f"{root}{side}/photo{n}.png": png(side_px, seed=n)
-            for side, side_px in zip(sides, (16, 64), strict=True) for n in range(count)}  # fmt: skip
+    return {
+        f"{root}{side}/photo{n}.png": png(side_px, seed=n)
+        for side, side_px in zip(sides, (16, 64), strict=True)
+        for n in range(count)
+    }
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "http"])
 def test_pairs_from_every_kind_of_source(kind, home, tmp_path, server):
-    """The whole repository may be named: another set's crops, outputs and other files in it are passed over."""
+    """The whole repository may be named: another set's crops, outputs and other files in it are
+    passed over.
+    """
     files = pairs("OSEDiff-main/preset/datasets/benchmark_realsr/")
-    other = {"OSEDiff-main/preset/datasets/benchmark_drealsr/test_LR/x.png": png(16),
-             "OSEDiff-main/preset/datasets/benchmark_realsr/results_osediff/photo0.png": png(64), "OSEDiff-main/a.py": b"",
-             "__MACOSX/test_LR/._photo0.png": b"", "OSEDiff-main/.git/test_LR/.photo.png": b""}  # fmt: skip
-    source = {"folder": lambda: write(tmp_path / "src", files | other),
-              "zip": lambda: zipped(tmp_path / "a.zip", files | other),
-              "tar": lambda: tar(tmp_path / "a.tar", files | other),
-              "tar.gz": lambda: tar(tmp_path / "a.tar.gz", files | other, "w:gz"),
-              "http": lambda: zipped(server.root / "main.zip", files | other) and f"{server.url}/main.zip"}[kind]()  # fmt: skip
+    other = {
+        "OSEDiff-main/preset/datasets/benchmark_drealsr/test_LR/x.png": png(16),
+        "OSEDiff-main/preset/datasets/benchmark_realsr/results_osediff/photo0.png": png(64),
+        "OSEDiff-main/a.py": b"",
+        "__MACOSX/test_LR/._photo0.png": b"",
+        "OSEDiff-main/.git/test_LR/.photo.png": b"",
+    }
+    source = {
+        "folder": lambda: write(tmp_path / "src", files | other),
+        "zip": lambda: zipped(tmp_path / "a.zip", files | other),
+        "tar": lambda: tar(tmp_path / "a.tar", files | other),
+        "tar.gz": lambda: tar(tmp_path / "a.tar.gz", files | other, "w:gz"),
+        "http": lambda: zipped(server.root / "main.zip", files | other) and f"{server.url}/main.zip",
+    }[kind]()
     assert main(["data", "realsr", "--from", str(source)]) == 0
-    there = {f"{side}/photo{n}.png": files[f"OSEDiff-main/preset/datasets/benchmark_realsr/test_{side}/photo{n}.png"]
-             for side in ("LR", "HR") for n in range(3)}  # fmt: skip
-    assert {p.relative_to(home / "realsr").as_posix(): p.read_bytes() for p in (home / "realsr").glob("*/*")} == there
+    there = {
+        f"{side}/photo{n}.png": files[
+            f"OSEDiff-main/preset/datasets/benchmark_realsr/test_{side}/photo{n}.png"
+        ]
+        for side in ("LR", "HR")
+        for n in range(3)
+    }
+    assert {
+        p.relative_to(home / "realsr").as_posix(): p.read_bytes() for p in (home / "realsr").glob("*/*")
+    } == there
     assert [name for name, _, _ in data.pairs(home / "realsr")] == ["photo0", "photo1", "photo2"]
     state = datasets.verify("realsr")
     assert state.complete and state.manifest == "recorded" and main(["data", "realsr"]) == 0
@@ -211,8 +256,9 @@ def test_pairs_of_one_stem_are_matched_by_their_full_name(tmp_path):
             (tmp_path / side).mkdir(exist_ok=True)
             Image.new("RGB", (size, size), (level,) * 3).save(tmp_path / side / name)
     found = data.pairs(tmp_path)
-    assert [(name, low.name, high.name) for name, low, high in found] == [(n, f, f) for n, f in
-            (("photo.jpg", "photo.jpg"), ("photo.png", "photo.png"), ("z", "z.png"))]  # fmt: skip
+    assert [(name, low.name, high.name) for name, low, high in found] == [
+        (n, f, f) for n, f in (("photo.jpg", "photo.jpg"), ("photo.png", "photo.png"), ("z", "z.png"))
+    ]
     (tmp_path / "HR/photo.jpg").unlink()
     with pytest.raises(ValueError, match=r"1 files have no partner in LR/HR, first \['photo.jpg'\]"):
         data.pairs(tmp_path)
@@ -240,7 +286,11 @@ def test_verify_names_what_is_missing_changed_or_strange(home, tmp_path, capsys)
     (folder / "HR/photo1.png").unlink()
     write(folder, {"HR/new.png": png(64)})
     state = datasets.verify("realsr")
-    assert (state.missing, state.different, state.unknown) == (["HR/photo1.png"], ["LR/photo0.png"], ["HR/new.png"])
+    assert (state.missing, state.different, state.unknown) == (
+        ["HR/photo1.png"],
+        ["LR/photo0.png"],
+        ["HR/new.png"],
+    )
     assert datasets.verify("realsr", hashes=False).different == []
     assert main(["data", "realsr"]) == 1
     said = capsys.readouterr().out
@@ -263,9 +313,16 @@ def test_the_published_manifest_is_the_one_that_counts(home, tmp_path, monkeypat
 
 def test_the_committed_manifest_lists_100_pairs():
     rows = datasets._read_manifest(ROOT / "data/paper/manifests/realsr.csv")
-    assert {(r["file"][:2], r["width"], r["height"]) for r in rows.values()} == {("LR", 128, 128), ("HR", 512, 512)}
+    assert {(r["file"][:2], r["width"], r["height"]) for r in rows.values()} == {
+        ("LR", 128, 128),
+        ("HR", 512, 512),
+    }
     names = {side: {f[3:] for f in rows if f.startswith(side)} for side in ("LR", "HR")}
-    assert len(names["LR"]) == 100 and names["LR"] == names["HR"] and len({r["sha256"] for r in rows.values()}) == 200
+    assert (
+        len(names["LR"]) == 100
+        and names["LR"] == names["HR"]
+        and len({r["sha256"] for r in rows.values()}) == 200
+    )
 
 
 def test_the_field_s_realsr_crops_verify(shared_data, monkeypatch):
@@ -312,7 +369,9 @@ def test_a_folder_on_the_same_disk_is_linked_and_one_in_place_is_recorded(home, 
 
 
 def test_training_sets_take_what_the_paper_takes(home, tmp_path):
-    """FFHQ's numbers below 10,000 at full size; LSDIR without its validation and low-resolution images; twice in one go."""
+    """FFHQ's numbers below 10,000 at full size; LSDIR without its validation and low-resolution images; twice
+    in one go.
+    """
     faces = {f"images1024x1024/00000/0000{n}.png": png(64, n) for n in range(4)}
     other = {"thumbnails128x128/00000/00000.png": png(16), "images1024x1024/10000/10000.png": png(64)}
     assert datasets.prepare("ffhq", [write(tmp_path / "ffhq-dataset", faces | other)]).complete
@@ -320,8 +379,10 @@ def test_training_sets_take_what_the_paper_takes(home, tmp_path):
     photos = {f"0001000/000000{n}.png": png(0, n, size=(64 + n, 80)) for n in range(1, 6)}
     first, second = list(photos)[:2], list(photos)[2:]
     other = {"X4/0001000/0000001x4.png": png(16), "val1/HR/val/0000001.png": png(64), "readme.txt": b""}
-    archives = [tar(tmp_path / f"shard-0{n}.tar.gz", {k: photos[k] for k in keys} | other, "w:gz")
-                for n, keys in enumerate((first, second))]  # fmt: skip
+    archives = [
+        tar(tmp_path / f"shard-0{n}.tar.gz", {k: photos[k] for k in keys} | other, "w:gz")
+        for n, keys in enumerate((first, second))
+    ]
     state = datasets.prepare("lsdir", archives[:1])
     assert state.found == 2 and not state.complete
     assert datasets.prepare("lsdir", archives[1:]).complete, "archives may come one at a time"
@@ -331,15 +392,20 @@ def test_training_sets_take_what_the_paper_takes(home, tmp_path):
 
 def test_unfit_images_are_counted_left_out_and_refused_above_the_share(home, tmp_path):
     good = {f"0000{n}.png": png(64, n) for n in range(3)}
-    source = write(tmp_path / "src", good | {"00003.png": png(64, 9)[:-30]})  # no end mark, and it does not decode
-    with pytest.raises(ValueError, match=r"1 of 4 images of ffhq are unfit, first src/00003.png: cannot be read.*0.01"):
+    # no end mark, and it does not decode
+    source = write(tmp_path / "src", good | {"00003.png": png(64, 9)[:-30]})
+    with pytest.raises(
+        ValueError, match=r"1 of 4 images of ffhq are unfit, first src/00003.png: cannot be read.*0.01"
+    ):
         datasets.prepare("ffhq", [source])
     state = datasets.prepare("ffhq", [source], bad_images=0.3)
     assert state.found == 3 and not state.complete and "00003.png: cannot be read" in datasets.report(state)
     write(source, {"00003.png": png(64, 3)})
     assert datasets.prepare("ffhq", [source]).complete
     with pytest.raises(ValueError, match=r"LR/photo1.png: 20x20, not 16x16; allowed: none"):
-        datasets.prepare("realsr", [write(tmp_path / "p", pairs() | {"test_LR/photo1.png": png(20)})], bad_images=0.9)
+        datasets.prepare(
+            "realsr", [write(tmp_path / "p", pairs() | {"test_LR/photo1.png": png(20)})], bad_images=0.9
+        )
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar at a header", "tar.gz", "zip member", "text"])
@@ -358,7 +424,9 @@ def test_an_archive_cut_short_is_named_and_what_came_is_kept(kind, home, tmp_pat
     with pytest.raises(ValueError, match=r"ffhq\.\S+ is (damaged, cut short|cut short or damaged).*again"):
         datasets.prepare("ffhq", [path])
     kept = list((home / "ffhq").glob("*.png"))
-    assert len(kept) >= (0 if kind in ("zip", "text") else 2) and all(p.read_bytes() == files[p.name] for p in kept)
+    assert len(kept) >= (0 if kind in ("zip", "text") else 2) and all(
+        p.read_bytes() == files[p.name] for p in kept
+    )
     make(path, files)
     assert datasets.prepare("ffhq", [path]).complete
 
@@ -366,7 +434,9 @@ def test_an_archive_cut_short_is_named_and_what_came_is_kept(kind, home, tmp_pat
 def test_div2k_crops_are_made_with_a_fixed_seed(home, tmp_path, monkeypatch):
     """Crop and degradation are functions of (seed, image, crop): the same after a kill, in any order."""
     monkeypatch.setattr(datasets, "CROPS_INDEX", 7)
-    images = {f"DIV2K_valid_HR/{stem}.png": png(0, n, size=(70, 90)) for n, stem in enumerate(("0801", "0802"))}
+    images = {
+        f"DIV2K_valid_HR/{stem}.png": png(0, n, size=(70, 90)) for n, stem in enumerate(("0801", "0802"))
+    }
     source = write(tmp_path / "d", images)
     assert datasets.prepare("div2k_val", [source]).complete
     found = data.pairs(home / "div2k_val")
@@ -375,12 +445,18 @@ def test_div2k_crops_are_made_with_a_fixed_seed(home, tmp_path, monkeypatch):
     expected = degrade(x_H, 0, "x4plus", index=7 + 4).mul(255).round() / 255
     assert torch.equal(lq, expected) and lq.shape == (1, 3, 16, 16)
     windows = read_image(source / "DIV2K_valid_HR/0802.png").rgb.unfold(2, 64, 1).unfold(3, 64, 1)
-    assert any(torch.equal(windows[:, :, i, j], x_H) for i in range(windows.shape[2]) for j in range(windows.shape[3]))
+    assert any(
+        torch.equal(windows[:, :, i, j], x_H)
+        for i in range(windows.shape[2])
+        for j in range(windows.shape[3])
+    )
     before = tree(home)
     found[4][1].unlink()  # as if killed between the two
     (home / "manifests/div2k_val.csv").unlink()
     assert datasets.prepare("div2k_val", [source]).complete and tree(home) == before
-    published = pairs("StableSR_testsets/DIV2K_V2_val/", ("lq", "gt"), 6) | pairs("StableSR_testsets/RealSRVal_crop128/")
+    published = pairs("StableSR_testsets/DIV2K_V2_val/", ("lq", "gt"), 6) | pairs(
+        "StableSR_testsets/RealSRVal_crop128/"
+    )
     for folder in ("div2k_val", "manifests"):
         for path in (p for p in (home / folder).rglob("*") if p.is_file()):
             path.unlink()
@@ -413,7 +489,11 @@ def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "src", pairs())
     assert main(["data", "realsr", "--from", "~/src"]) == 0
-    assert datasets.home() == home and data.user_data("realsr") == home / "realsr" and not (tmp_path / "~").exists()
+    assert (
+        datasets.home() == home
+        and data.user_data("realsr") == home / "realsr"
+        and not (tmp_path / "~").exists()
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -425,20 +505,29 @@ def test_names_that_are_no_utf_8(home, tmp_path):
     write(home / "lsdir", {f"\udcfe{n}.png": png(80, n) for n in range(5)})
     datasets.write_shards("lsdir", 3)
     folder = lazy("lsdir")
-    assert all(same(folder[i], lazy("lsdir_shards")[i]) for i in range(3)) and (home / "lsdir" / streams.INDEX).exists()
+    assert (
+        all(same(folder[i], lazy("lsdir_shards")[i]) for i in range(3))
+        and (home / "lsdir" / streams.INDEX).exists()
+    )
 
 
 def test_the_list_of_all_sets(home, tmp_path, capsys):
     datasets.prepare("realsr", [write(tmp_path / "src", pairs())])
     assert main(["data"]) == 0
     said = capsys.readouterr().out
-    assert "6 of 6 files (3 pairs, LR 16 x 16 and HR 64 x 64), complete" in said and said.count("not complete") == 4
+    assert (
+        "6 of 6 files (3 pairs, LR 16 x 16 and HR 64 x 64), complete" in said
+        and said.count("not complete") == 4
+    )
     assert said.count("licence") == said.count("get it") == 5
 
 
 def test_help_is_light():
-    code = ("import runpy, sys\nsys.argv[1:] = ['data', '--help']\ntry:\n    runpy.run_module('ifcsr_lib', run_name="
-            "'__main__')\nfinally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import runpy, sys\nsys.argv[1:] = ['data', '--help']\n"
+        "try:\n    runpy.run_module('ifcsr_lib', run_name='__main__')\n"
+        "finally:\n    print('HEAVY', sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "HEAVY []" in done.stdout and "--shards N" in done.stdout
 
@@ -451,7 +540,9 @@ def ffhq(home, tmp_path, monkeypatch):
     """Twelve images of ffhq as a folder and as three shards of five, five and two."""
     import dataclasses
 
-    monkeypatch.setitem(datasets.DATASETS, "ffhq", dataclasses.replace(datasets.DATASETS["ffhq"], count=12, hr=None))
+    monkeypatch.setitem(
+        datasets.DATASETS, "ffhq", dataclasses.replace(datasets.DATASETS["ffhq"], count=12, hr=None)
+    )
     images = {f"{n:05d}.png": png(0, n, size=(70 + n, 80)) for n in range(12)}
     datasets.prepare("ffhq", [write(tmp_path / "faces", images)])
     datasets.write_shards("ffhq", 5)
@@ -484,7 +575,9 @@ def test_shards_are_webdataset_s_and_a_killed_run_continues(ffhq):
     paths[2].unlink()
     kept = paths[0].stat().st_mtime_ns
     assert datasets.write_shards("ffhq", 5) == paths and paths[0].stat().st_mtime_ns == kept
-    assert {k: v for k, v in tree(folder).items() if k.endswith("tar")} == {k: v for k, v in before.items() if k.endswith("tar")}
+    assert {k: v for k, v in tree(folder).items() if k.endswith("tar")} == {
+        k: v for k, v in before.items() if k.endswith("tar")
+    }
     assert datasets.verify("ffhq").complete and datasets.verify("ffhq").shards == 3
     with pytest.raises(ValueError, match="delete the folder"):
         datasets.write_shards("ffhq", 4)
@@ -503,7 +596,12 @@ def test_braces_name_shards():
     assert streams._expand("a-{008..011}.tar") == [f"a-{n:03d}.tar" for n in range(8, 12)]
     assert streams._expand("{a,b}-{0..1}.tar") == ["a-0.tar", "a-1.tar", "b-0.tar", "b-1.tar"]
     assert streams._expand("plain.tar") == ["plain.tar"]
-    for text, reason in (("a{3..1}", "neither a range"), ("a{x}", "neither a range"), ("a{0..1", "no partner"), ("a}", "no partner")):
+    for text, reason in (
+        ("a{3..1}", "neither a range"),
+        ("a{x}", "neither a range"),
+        ("a{0..1", "no partner"),
+        ("a}", "no partner"),
+    ):
         with pytest.raises(ValueError, match=reason):
             streams._expand(text)
 
@@ -513,7 +611,11 @@ def test_folder_shards_and_server_give_the_same_crops(ffhq, server):
     folder = lazy("ffhq")
     for path in (ffhq / "ffhq_shards").glob("*.tar"):
         write(server.root, {path.name: path.read_bytes()})
-    others = [lazy("ffhq_shards"), lazy("ffhq_shards/ffhq-{000000..000002}.tar"), lazy(server.url + "/ffhq-{000000..000002}.tar")]
+    others = [
+        lazy("ffhq_shards"),
+        lazy("ffhq_shards/ffhq-{000000..000002}.tar"),
+        lazy(server.url + "/ffhq-{000000..000002}.tar"),
+    ]
     for i in (0, 1, 77, 10**6):
         server.cut = [500]
         assert all(same(folder[i], other[i]) for other in others)
@@ -533,7 +635,9 @@ def test_processes_and_workers_change_no_sample_and_resume_skips_forward(ffhq, w
             batches = list(trainer._loader(crops, start, steps, cfg, process, workers))
             for step, got in enumerate(batches, start):
                 wanted = [crops[step * 4 + rank * batch + k] for k in range(batch)]
-                assert got["index"].tolist() == [w["index"] for w in wanted] and got["name"] == [w["name"] for w in wanted]
+                assert got["index"].tolist() == [w["index"] for w in wanted] and got["name"] == [
+                    w["name"] for w in wanted
+                ]
                 assert torch.equal(got["x_H"], torch.stack([w["x_H"] for w in wanted]))
 
 
@@ -542,7 +646,12 @@ def test_the_seed_changes_the_crops_and_sets_are_joined(ffhq):
     both = lazy("ffhq+lsdir")
     assert len(both.names) == 16 and not torch.equal(both[5]["x_H"], both[6]["x_H"])
     assert all(same(both[i], lazy("ffhq_shards+lsdir")[i]) for i in range(8)), "a folder beside shards"
-    counts = np.bincount([both.files[both.where[list(both.names).index(both[i]["name"]), 0]].endswith("jpg") for i in range(400)])
+    counts = np.bincount(
+        [
+            both.files[both.where[list(both.names).index(both[i]["name"]), 0]].endswith("jpg")
+            for i in range(400)
+        ]
+    )
     assert abs(counts[1] / 400 - 4 / 16) < 0.09, "each image with the same chance (4 standard deviations)"
     other = training_crops(resolve("paper", seed=1, overrides={"training_set": "ffhq+lsdir", "patch": 64}))
     assert not torch.equal(other[0]["x_H"], both[0]["x_H"])
@@ -563,7 +672,9 @@ def test_a_scan_is_done_once(ffhq, monkeypatch):
 
 def test_unfit_training_images_are_reported_and_refused_above_the_share(ffhq):
     write(ffhq / "ffhq", {"00000.png": png(40), "00001.png": png(80)[:-40]})
-    with pytest.warns(UserWarning, match=r"2 of 12 training images.*00000.png: 40x40, below 64; 00001.png: cannot be read"):
+    with pytest.warns(
+        UserWarning, match=r"2 of 12 training images.*00000.png: 40x40, below 64; 00001.png: cannot be read"
+    ):
         crops = lazy("ffhq", bad_images=0.2)
     assert len(crops.names) == 10 and not {crops[i]["name"] for i in range(60)} & {"00000.png", "00001.png"}
     with pytest.raises(ValueError, match=r"2 of 12.*Allowed: a share of 0.1 \(bad_images\)"):
@@ -572,12 +683,15 @@ def test_unfit_training_images_are_reported_and_refused_above_the_share(ffhq):
 
 @pytest.mark.parametrize("where", ["ffhq", "ffhq_shards"])
 def test_damage_that_only_decoding_shows_is_replaced_by_a_further_draw(ffhq, where):
-    """Headers and end marks are whole. The replacement is a function of (seed, i), too, whoever asks first."""
+    """Headers and end marks are whole. The replacement is a function of (seed, i), too, whoever
+    asks first.
+    """
     image = ffhq / "ffhq/00004.png"
     content, file = image.read_bytes(), ffhq / "ffhq_shards/ffhq-000000.tar"
     damaged = content[:2000] + bytes(200) + content[2200:]
     (image if where == "ffhq" else file).write_bytes(
-        damaged if where == "ffhq" else file.read_bytes().replace(content, damaged))
+        damaged if where == "ffhq" else file.read_bytes().replace(content, damaged)
+    )
     crops, again = lazy(where, bad_images=0.1), lazy(where, bad_images=0.1)
     with pytest.warns(UserWarning, match="1 of 12 training images left out so far, now .*00004.png"):
         first = [crops[i] for i in range(40)]
@@ -591,12 +705,20 @@ def test_damage_that_only_decoding_shows_is_replaced_by_a_further_draw(ffhq, whe
 @pytest.mark.parametrize("cut", ["in an image", "at a header", "in a header", "end mark", "empty", "no tar"])
 @pytest.mark.parametrize("where", ["disk", "server"])
 def test_a_shard_cut_short_is_an_error_before_training(ffhq, cut, where, server):
-    """tarfile itself takes a cut at a header for the end of the archive; the missing end mark gives it away."""
+    """tarfile itself takes a cut at a header for the end of the archive; the missing end mark gives
+    it away.
+    """
     path = ffhq / "ffhq_shards/ffhq-000001.tar"
     content, last = path.read_bytes(), (ffhq / "ffhq/00009.png").read_bytes()
     at = content.index(last)
     end = at + -(-len(last) // 512) * 512
-    length = {"in an image": at + 100, "at a header": at - 512, "in a header": at - 200, "end mark": end, "empty": 0}.get(cut)
+    length = {
+        "in an image": at + 100,
+        "at a header": at - 512,
+        "in a header": at - 200,
+        "end mark": end,
+        "empty": 0,
+    }.get(cut)
     path.write_bytes(os.urandom(2000) if cut == "no tar" else content[:length])
     for p in path.parent.glob("*.tar"):
         write(server.root, {p.name: p.read_bytes()})
@@ -638,8 +760,12 @@ def test_memory_and_disk_read_the_same_pixels(ffhq):
 
 def test_kinds_of_images_are_measured(tmp_path):
     """16 bit, long headers, WebP, TIFF and BMP, too; a JPEG with bytes after its end is whole."""
-    files = {"a.webp": png(0, 1, "WEBP", (30, 40)), "b.tif": png(0, 1, "TIFF", (30, 40)), "c.bmp": png(0, 1, "BMP", (30, 40)),
-             "d.jpg": png(0, 1, "JPEG", (30, 40)) + bytes(200)}  # fmt: skip
+    files = {
+        "a.webp": png(0, 1, "WEBP", (30, 40)),
+        "b.tif": png(0, 1, "TIFF", (30, 40)),
+        "c.bmp": png(0, 1, "BMP", (30, 40)),
+        "d.jpg": png(0, 1, "JPEG", (30, 40)) + bytes(200),
+    }
     write_image(torch.rand(1, 3, 30, 40), tmp_path / "e.png", bits=16)
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, "JPEG", icc_profile=bytes(200_000))
@@ -657,7 +783,9 @@ def test_a_stage_trains_on_shards(ffhq, tiny_cfg, tmp_path):
 
     def run(folder, stop=None):
         torch.manual_seed(3)
-        distance = loss.FeatureDistance(loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels])
+        distance = loss.FeatureDistance(
+            loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels]
+        )
         stage, stopped = trainer.Stage1(models.new(cfg), distance), KeyboardInterrupt if stop else None
 
         def on_step(row):

@@ -24,7 +24,9 @@ def photo() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def plans() -> dict:
-    return {name: [draw_plan(generator(1, i), params) for i in range(N_PLANS)] for name, params in PRESETS.items()}
+    return {
+        name: [draw_plan(generator(1, i), params) for i in range(N_PLANS)] for name, params in PRESETS.items()
+    }
 
 
 # the whole
@@ -59,7 +61,9 @@ def test_batch_changes_nothing(photo):
 
 
 def test_threads_and_workers_change_nothing(photo):
-    """Workers run one thread. FFTs may round differently: at most one level, on less than 0.1 % of the values."""
+    """Workers run one thread. FFTs may round differently: at most one level, on less than 0.1 % of the
+    values.
+    """
     hq, threads = photo[..., :128, :128].repeat(2, 1, 1, 1), torch.get_num_threads()
     try:
         results = []
@@ -92,7 +96,10 @@ def test_trace_has_every_stage(photo):
         assert stages["resize 1"][i].shape[1:] == (int(128 * plan.first.scale), int(96 * plan.first.scale))
         assert stages["resize 2"][i].shape[1:] == (int(32 * plan.second.scale), int(24 * plan.second.scale))
         assert torch.equal(stages["JPEG 1"][i], deg.jpeg(stages["noise 1"][i][None], plan.first.quality)[0])
-        last, small = stages["JPEG 2" if plan.jpeg_last else "resize 3 + sinc"][i], stages["resize 3 + sinc"][i]
+        last, small = (
+            stages["JPEG 2" if plan.jpeg_last else "resize 3 + sinc"][i],
+            stages["resize 3 + sinc"][i],
+        )
         assert torch.equal((last.clamp(0, 1) * 255).round() / 255, lq[i]) and small.shape[1:] == (32, 24)
         before = small if plan.jpeg_last else stages["noise 2"][i]
         assert torch.equal(stages["JPEG 2"][i], deg.jpeg(before[None], plan.second.quality)[0])
@@ -100,8 +107,9 @@ def test_trace_has_every_stage(photo):
 
 
 def test_smallest_images_and_extremes():
-    """64 px shrink to 4 px on the way, less than the kernels' radius; flat and saturated images survive. Their noise is
-    strong: one distinct level makes v = 1."""
+    """64 px shrink to 4 px on the way, less than the kernels' radius; flat and saturated images survive.
+    Their noise is strong: one distinct level makes v = 1.
+    """
     hq = torch.cat([torch.zeros(12, 3, 64, 64), torch.full((12, 3, 64, 64), 0.5), torch.ones(12, 3, 64, 64)])
     lq, stages = degrade(hq, seed=1, trace=True)
     assert lq.isfinite().all() and lq.shape == (36, 3, 16, 16)
@@ -123,7 +131,9 @@ def test_kernels_sum_to_one_and_are_symmetric(plans):
 
 
 def test_gaussian_kernel_has_the_requested_covariance():
-    """Second moments of the kernel against R diag(sigma^2) R^T, within 1 % (sampling and truncation at 10 px)."""
+    """Second moments of the kernel against R diag(sigma^2) R^T, within 1 % (sampling and truncation at 10
+    px).
+    """
     k = deg.bump_kernel(21, (2.4, 1.2), angle=0.7).double()
     y, x = torch.meshgrid(*[torch.arange(21, dtype=torch.float64) - 10] * 2, indexing="ij")
     got = np.array([[(k * x * x).sum(), (k * x * y).sum()], [(k * x * y).sum(), (k * y * y).sum()]])
@@ -176,8 +186,14 @@ def test_branch_frequencies(plans, preset):
     _close((part.blur != "none" for part in seconds), second_blur)
     blurs = [part.blur for part in firsts + seconds if part.blur != "none"]
     _close((b == "sinc" for b in blurs), 0.1)
-    shapes = {"iso": 0.45, "aniso": 0.25, "general iso": 0.12, "general aniso": 0.03, "plateau iso": 0.12,
-              "plateau aniso": 0.03}  # fmt: skip
+    shapes = {
+        "iso": 0.45,
+        "aniso": 0.25,
+        "general iso": 0.12,
+        "general aniso": 0.03,
+        "plateau iso": 0.12,
+        "plateau aniso": 0.03,
+    }
     for kind, p in shapes.items():
         _close((b == kind for b in blurs if b != "sinc"), p)
     for parts, (up, keep) in zip((firsts, seconds), resizes, strict=True):
@@ -196,11 +212,15 @@ def test_branch_frequencies(plans, preset):
         _close((s == size for s in sizes), 1 / 8)
 
 
-# Real-ESRGAN's and PiSA-SR's published settings and ours (D10), written out again: scale, sigma, Poisson, quality
+# Real-ESRGAN's and PiSA-SR's published settings and ours (D10), written out again: scale, sigma, Poisson,
+# quality
 RANGES = {
     "x4plus": (((0.15, 1.5), (1, 30), (0.05, 3.0), (30, 95)), ((0.3, 1.2), (1, 25), (0.05, 2.5), (30, 95))),
     "light": (((0.3, 1.5), (1, 15), (0.05, 2.0), (60, 95)), ((0.6, 1.2), (1, 12), (0.05, 1.0), (60, 100))),
-    "camera": (((0.5, 1.0), (0.1, 2), (0.01, 0.1), (95, 100)), ((0.6, 1.0), (0.1, 2), (0.01, 0.1), (92, 100))),
+    "camera": (
+        ((0.5, 1.0), (0.1, 2), (0.01, 0.1), (95, 100)),
+        ((0.6, 1.0), (0.1, 2), (0.01, 0.1), (92, 100)),
+    ),
 }
 
 
@@ -227,11 +247,17 @@ def test_draws_fill_their_ranges(plans, preset):
 
 @pytest.mark.parametrize(("h", "w"), [(48, 37), (9, 30), (4, 6)])
 def test_blur_matches_scipy(h, w):
-    """Any kernel, also asymmetric, one an image; sides below the radius mirror again and again. Within 1e-5."""
-    x, kernels = torch.rand(2, 3, h, w, generator=generator(0, 0)), torch.rand(2, 21, 21, generator=generator(0, 1))
+    """Any kernel, also asymmetric, one an image; sides below the radius mirror again and again.
+    Within 1e-5.
+    """
+    x, kernels = (
+        torch.rand(2, 3, h, w, generator=generator(0, 0)),
+        torch.rand(2, 21, 21, generator=generator(0, 1)),
+    )
     kernels = kernels / kernels.sum((1, 2), keepdim=True)
     want = [
-        [ndimage.correlate(c, k, mode="mirror") for c in im] for im, k in zip(x.numpy(), kernels.numpy(), strict=True)
+        [ndimage.correlate(c, k, mode="mirror") for c in im]
+        for im, k in zip(x.numpy(), kernels.numpy(), strict=True)
     ]
     assert np.abs(deg.blur(x, kernels).numpy() - np.array(want)).max() < 1e-5
 
@@ -273,7 +299,8 @@ def test_resize_matches_explicit_weights(mode, size):
     assert np.abs(deg.resize(x, size, mode).numpy() - want).max() < 1e-5
 
 
-# noise: 256 x 256 x 3 values, so a standard deviation is known to 0.3 % (grey: 0.3 % of a third of the values)
+# noise: 256 x 256 x 3 values, so a standard deviation is known to 0.3 % (grey: 0.3 % of a third of the
+# values)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 12.5, 30.0])
@@ -290,7 +317,8 @@ def test_gaussian_noise(sigma):
     assert torch.equal(grey[0, 0], grey[0, 1]) and torch.equal(grey[0, 0], grey[0, 2])
     neighbours = torch.corrcoef(torch.stack([colour[..., 1:].flatten(), colour[..., :-1].flatten()]))[0, 1]
     assert neighbours.abs() < 0.01
-    assert deg.add_gaussian_noise(torch.zeros(1, 3, 64, 64), 30.0, False, generator(0, 0)).min() == 0  # clamped
+    # clamped
+    assert deg.add_gaussian_noise(torch.zeros(1, 3, 64, 64), 30.0, False, generator(0, 0)).min() == 0
 
 
 def _steps(*levels):
@@ -301,7 +329,9 @@ def _steps(*levels):
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_poisson_variance_is_proportional_to_the_signal(grey):
-    """8 distinct levels, so v = 8 and Var = factor^2 x / 8; below 3 % error at 8,192 pixels and more a stripe."""
+    """8 distinct levels, so v = 8 and Var = factor^2 x / 8; below 3 % error at 8,192 pixels and more a
+    stripe.
+    """
     levels, factor = (8, 16, 32, 64, 96, 112, 128, 140), 0.05  # so small a factor never clips
     x = _steps(*levels)
     noise = (deg.add_poisson_noise(x, factor, grey, generator(0, 4)) - x).double()
@@ -357,8 +387,10 @@ def _psnr(a, b):
 @pytest.mark.parametrize("quality", [30, 49, 50, 75, 95, 100])
 @pytest.mark.parametrize("size", [(512, 512), (250, 333)])
 def test_jpeg_matches_libjpeg(photo, quality, size):
-    """Two decodes of one photo: mean difference below 0.7 level, PSNR above 46 dB (measured: 0.33 to 0.58 level, 46.8 to
-    50.6 dB), equal loss. libjpeg works in integers and rounds chroma its own way, which shows at quality 95 and up."""
+    """Two decodes of one photo: mean difference below 0.7 level, PSNR above 46 dB (measured: 0.33 to 0.58
+    level, 46.8 to 50.6 dB), equal loss. libjpeg works in integers and rounds chroma its own way, which shows
+    at quality 95 and up.
+    """
     x = photo[..., : size[0], : size[1]]
     ours, theirs = deg.jpeg(x, quality), _libjpeg(x, quality)
     assert (ours - theirs).abs().mean() * 255 < 0.7

@@ -51,7 +51,9 @@ def published(folder):
 
 
 def test_published_scores_recomputed(shared_data, monkeypatch):
-    """PSNR and SSIM within 1e-4, NIQE within .05 of what OSEDiff published; 3 images, all 34 when IFCSR_SLOW=1."""
+    """PSNR and SSIM within 1e-4, NIQE within .05 of what OSEDiff published; 3 images, all 34 when
+    IFCSR_SLOW=1.
+    """
     monkeypatch.setenv("IFCSR_DATA", str(shared_data))
     files = list_images(shared_data / "realsr" / "osediff")
     files = files if os.environ.get("IFCSR_SLOW") == "1" else files[::12]
@@ -75,21 +77,37 @@ def test_ssim_agrees_with_scikit_image(photo):
 
     noisy = (photo + 0.1 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     a, b = (np.round(luma(v[0]) * 255) for v in (noisy, photo))
-    _, full = structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, win_size=11,
-                                    use_sample_covariance=False, full=True)  # fmt: skip
-    assert abs(score(noisy, photo, ["ssim"])["ssim"][0] - full[5:-5, 5:-5].mean()) < 1e-3  # ours clips each at 0
+    _, full = structural_similarity(
+        a,
+        b,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        win_size=11,
+        use_sample_covariance=False,
+        full=True,
+    )
+    # ours clips each at 0
+    assert abs(score(noisy, photo, ["ssim"])["ssim"][0] - full[5:-5, 5:-5].mean()) < 1e-3
 
 
 def test_the_fast_ssim_is_pyiqas(photo):
-    """Within 1e-8 on a photo with noise, blur, a flat half, odd sizes, and its negative (terms below 0, clipped)."""
+    """Within 1e-8 on a photo with noise, blur, a flat half, odd sizes, and its negative (terms below 0,
+    clipped).
+    """
     import pyiqa
 
     slow = pyiqa.create_metric("ssim", device=torch.device("cpu"), **METRICS["ssim"].options)
     g = torch.Generator().manual_seed(1)
     flat = photo.clone()
     flat[..., :128, :] = 0.5
-    cases = [(photo + 0.1 * torch.randn(photo.shape, generator=g)).clamp(0, 1), flat, 1 - photo, photo,
-             torch.nn.functional.avg_pool2d(photo, 5, 1, 2)]  # fmt: skip
+    cases = [
+        (photo + 0.1 * torch.randn(photo.shape, generator=g)).clamp(0, 1),
+        flat,
+        1 - photo,
+        photo,
+        torch.nn.functional.avg_pool2d(photo, 5, 1, 2),
+    ]
     for x in cases:
         for cut in (slice(None), slice(3, 100)):
             a, b = ((v[..., cut, :] * 255).round() / 255 for v in (x, photo))
@@ -101,8 +119,10 @@ def test_closed_form_is_the_measured_psnr(pair):
     """Within .01 dB: the measured images are rounded to 8 bit, the closed form is not."""
     ends, hr = pair
     gammas = (0, 0.25, 0.5, 1)
-    measured, exact = (f(ends, hr, gammas, per_image=True, **kw) for f, kw in
-                       ((sweep, {"metrics": ["psnr"]}), (evaluate.psnr_curve, {})))  # fmt: skip
+    measured, exact = (
+        f(ends, hr, gammas, per_image=True, **kw)
+        for f, kw in ((sweep, {"metrics": ["psnr"]}), (evaluate.psnr_curve, {}))
+    )
     assert list(measured.index) == list(exact.index)
     assert measured.index.names == ["gamma", "image"]
     assert np.abs(measured["psnr"] - exact["psnr"]).max() < 0.01
@@ -116,7 +136,8 @@ def test_best_gamma_tops_a_fine_curve(pair):
     fine = evaluate.psnr_curve(ends, hr, np.linspace(0, 1, 201), per_image=True)["psnr"].unstack("image")
     assert torch.allclose(best, torch.tensor(fine.idxmax().to_numpy(), dtype=torch.float32), atol=0.0026)
     assert ends.blend(best).shape == hr.shape
-    assert evaluate.best_gamma(Endpoints(hr, ends.x_real), hr).tolist() == [0, 0, 0]  # clipped: fidelity is perfect
+    # clipped: fidelity is perfect
+    assert evaluate.best_gamma(Endpoints(hr, ends.x_real), hr).tolist() == [0, 0, 0]
     assert evaluate.best_gamma(Endpoints(ends.x_fid, hr), hr).tolist() == [1, 1, 1]
     assert evaluate.best_gamma(Endpoints(hr, hr), hr).tolist() == [0, 0, 0]
 
@@ -124,7 +145,11 @@ def test_best_gamma_tops_a_fine_curve(pair):
 def test_sweep_table_and_streaming_agree(pair):
     ends, hr = pair
     table = sweep(ends, hr, (0, 1), ["psnr", "ssim"], names=["a", "b", "c"])
-    assert table.index.name == "gamma" and list(table.index) == [0, 1] and list(table.columns) == ["psnr", "ssim"]
+    assert (
+        table.index.name == "gamma"
+        and list(table.index) == [0, 1]
+        and list(table.columns) == ["psnr", "ssim"]
+    )
     assert table.attrs["lower_better"] == {"psnr": False, "ssim": False}
     assert table["psnr"][0] == pytest.approx(score(ends.x_fid, hr, ["psnr"])["psnr"].mean(), abs=1e-9)
     one_by_one = sweep([ends[i] for i in range(3)], list(hr), (0, 1), ["psnr", "ssim"])
@@ -170,7 +195,9 @@ def test_niqe_pocket_is_the_file_its_record_describes():
 
 
 def test_fitting_a_pristine_model(photo, tmp_path, monkeypatch):
-    """The tool's features are the ones pyiqa's niqe compares: with every block kept, their mean has distance 0."""
+    """The tool's features are the ones pyiqa's niqe compares: with every block kept, their mean has distance
+    0.
+    """
     import scipy.io
     from pyiqa.archs.niqe_arch import calculate_niqe
 
@@ -181,7 +208,10 @@ def test_fitting_a_pristine_model(photo, tmp_path, monkeypatch):
     assert rows.shape == (4, 36)  # 2 x 2 blocks of 96
     distance = calculate_niqe(photo, mu_pris_param=torch.tensor(rows.mean(0)), cov_pris_param=torch.eye(36))
     assert float(distance) < 1e-4
-    files = [write_image(to_tensor(getattr(skimage.data, n)()), tmp_path / f"{n}.png") for n in ("coffee", "astronaut")]
+    files = [
+        write_image(to_tensor(getattr(skimage.data, n)()), tmp_path / f"{n}.png")
+        for n in ("coffee", "astronaut")
+    ]
     blocks = tool.fit(files, tmp_path / "m.mat", sharpness=0.1)
     model = scipy.io.loadmat(tmp_path / "m.mat")
     assert sum(blocks.values()) >= 37
@@ -203,7 +233,14 @@ def test_graphics_are_told_from_photographs(photo, monkeypatch):
 def test_directions_and_defaults(photo):
     better_low = {m for m, metric in METRICS.items() if metric.lower_better}
     assert better_low == {"lpips", "lpips-lite", "dists", "niqe", "fid", "niqe-pocket"}
-    assert {m for m, metric in METRICS.items() if metric.reference} == {"psnr", "ssim", "lpips", "lpips-lite", "dists", "fid"}
+    assert {m for m, metric in METRICS.items() if metric.reference} == {
+        "psnr",
+        "ssim",
+        "lpips",
+        "lpips-lite",
+        "dists",
+        "fid",
+    }
     df = score(photo)  # without hr: all metrics that need none
     assert list(df.columns) == ["niqe", "musiq", "maniqa", "clipiqa", "niqe-pocket"]
     assert df.attrs["lower_better"]["niqe-pocket"] and not df.attrs["lower_better"]["musiq"]
@@ -235,7 +272,9 @@ def test_small_and_odd_images_do_not_end_a_run(photo):
 
 def test_no_mean_over_some_of_the_images():
     """A NaN is a score that is lacking, in `score`'s table and in a sweep's."""
-    df = pd.DataFrame({"psnr": [27.0, float("nan"), 29.0], "ssim": [0.5, 0.6, 0.7], "fid": [float("nan")] * 3})
+    df = pd.DataFrame(
+        {"psnr": [27.0, float("nan"), 29.0], "ssim": [0.5, 0.6, 0.7], "fid": [float("nan")] * 3}
+    )
     means = evaluate.summary(df)
     assert means["psnr"] == "not run: 1 of 3 images" and means["fid"] == "not run: 3 of 3 images"
     assert means["ssim"] == pytest.approx(0.6)
@@ -288,7 +327,15 @@ def test_reported_numbers():
     assert set(table["metric"]) <= set(METRICS) - {"niqe-pocket", "lpips-lite"}
     assert not table.duplicated(["method", "gamma", "metric", "source"]).any()
     ours = table[(table["method"] == "IFCSR") & (table["metric"] == "psnr")].drop_duplicates("gamma")
-    assert ours.set_index("gamma")["value"].sort_index().tolist() == [28.0, 27.34, 25.89, 25.14, 24.41, 23.13, 22.1]
+    assert ours.set_index("gamma")["value"].sort_index().tolist() == [
+        28.0,
+        27.34,
+        25.89,
+        25.14,
+        24.41,
+        23.13,
+        22.1,
+    ]
     assert len(evaluate.reported(None)) == len(table) + len(evaluate.reported("DRealSR"))
     with pytest.raises(ValueError, match="did you mean 'RealSR'"):
         evaluate.reported("RealSRR")
@@ -298,6 +345,14 @@ def test_reported_osediff_is_the_mean_of_its_images(shared_data):
     """To the digits printed; NIQE 5.648 and the rest of the published row."""
     row = evaluate.reported().query("method == 'OSEDiff' and source == 'published row of the method'")
     row, means = row.set_index("metric")["value"], published(shared_data).mean()
-    for name, digits in {"psnr": 2, "ssim": 4, "lpips": 4, "dists": 4, "niqe": 3, "musiq": 2, "maniqa": 4,
-                         "clipiqa": 4}.items():  # fmt: skip
+    for name, digits in {
+        "psnr": 2,
+        "ssim": 4,
+        "lpips": 4,
+        "dists": 4,
+        "niqe": 3,
+        "musiq": 2,
+        "maniqa": 4,
+        "clipiqa": 4,
+    }.items():
         assert abs(row[name] - means[name.upper()]) <= 0.51 * 10**-digits, name

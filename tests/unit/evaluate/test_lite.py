@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
-from test_imports import LIBRARY, graph, sources
+from import_graph import LIBRARY, graph, sources
 
 from ifcsr_lib.config import ROOT
 from ifcsr_lib.evaluate import METRICS, score
@@ -42,7 +42,9 @@ def test_it_follows_published_lpips(shared_data):
 def test_equal_images_have_no_distance_and_order_does_not_matter(distance, photo):
     noisy = (photo + 0.05 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     assert distance(photo, photo).tolist() == [0.0]
-    assert torch.equal(distance(noisy, photo), distance(photo, noisy)) and 0 < distance(noisy, photo).item() < 20
+    assert (
+        torch.equal(distance(noisy, photo), distance(photo, noisy)) and 0 < distance(noisy, photo).item() < 20
+    )
 
 
 def test_it_grows_with_blur_and_with_noise(distance, photo):
@@ -69,7 +71,9 @@ def test_errors_name_the_sizes(distance, photo):
     with pytest.raises(ValueError, match="60x192; allowed: 64 pixels or more"):
         distance(photo[..., :60], photo[..., :60])
     small = photo[..., :48, :48]
-    assert score(small, small, ["lpips-lite"])["lpips-lite"].tolist() == ["not run: image under 64 pixels a side"]
+    assert score(small, small, ["lpips-lite"])["lpips-lite"].tolist() == [
+        "not run: image under 64 pixels a side"
+    ]
 
 
 def test_it_is_a_column_like_any_other(photo):
@@ -82,7 +86,9 @@ def test_it_is_a_column_like_any_other(photo):
 
 def test_it_has_no_gradient(distance, photo):
     x = photo.clone().requires_grad_()
-    assert not distance(x, photo.flip(1)).requires_grad and not any(p.requires_grad for p in distance.parameters())
+    assert not distance(x, photo.flip(1)).requires_grad and not any(
+        p.requires_grad for p in distance.parameters()
+    )
 
 
 def test_nothing_that_trains_can_reach_it():
@@ -97,7 +103,9 @@ def test_nothing_that_trains_can_reach_it():
         todo += edges[name] - seen
     assert "ifcsr_lib.evaluate.lite" in edges and "ifcsr_lib.evaluate.lite" not in seen
     users = []
-    for path in sorted([*LIBRARY.rglob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
+    for path in sorted(
+        [*LIBRARY.rglob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             names.append(getattr(node, "module", None) or "")

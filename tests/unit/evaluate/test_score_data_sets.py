@@ -1,4 +1,6 @@
-"""Benchmarks at scale, on a tiny real model and five pairs: what is kept, what is never done twice, who may compare."""
+"""Benchmarks at scale, on a tiny real model and five pairs: what is kept, what is never done twice, who may
+compare.
+"""
 
 import os
 import subprocess
@@ -24,11 +26,17 @@ GAMMAS, METRICS = (0, 0.5, 1), ["psnr", "ssim"]
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """$IFCSR_DATA/realsr with five pairs, 16 x 20 and 64 x 80."""
-    for name, value in {"HF_HUB_OFFLINE": "1", "TORCH_HOME": tmp_path / "torch", "IFCSR_DATA": tmp_path / "data"}.items():
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_HOME": tmp_path / "torch",
+        "IFCSR_DATA": tmp_path / "data",
+    }.items():
         monkeypatch.setenv(name, str(value))
     g = torch.Generator().manual_seed(0)
     for i in range(5):
-        hr = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=g), (64, 80), mode="bicubic").clamp(0, 1)
+        hr = torch.nn.functional.interpolate(
+            torch.rand(1, 3, 8, 10, generator=g), (64, 80), mode="bicubic"
+        ).clamp(0, 1)
         write_image(hr, tmp_path / "data" / "realsr" / "HR" / f"{i}.png")
         write_image(hr[..., ::4, ::4].contiguous(), tmp_path / "data" / "realsr" / "LR" / f"{i}.png")
     return tmp_path / "data" / "realsr"
@@ -51,7 +59,9 @@ def passes(model):
 def scored(monkeypatch):
     """The scores computed so far."""
     out, one = [], evaluate.score_one
-    monkeypatch.setattr(evaluate, "score_one", lambda metric, *rest: (out.append(metric.name), one(metric, *rest))[1])
+    monkeypatch.setattr(
+        evaluate, "score_one", lambda metric, *rest: (out.append(metric.name), one(metric, *rest))[1]
+    )
     return out
 
 
@@ -108,7 +118,10 @@ def test_only_what_changed_is_done_again(model, folder, passes):
 
 
 def test_an_interrupted_run_goes_on(model, passes, monkeypatch):
-    """Stopped in the third image: two are whole, nothing is half-written, and the end is that of an unbroken run."""
+    """Stopped in the third image: two are whole, nothing is half-written, and the end is that of an unbroken
+    run.
+    """
+
     def stop(*_):
         if len(passes) == 3:
             raise KeyboardInterrupt
@@ -144,7 +157,9 @@ def test_stopped_between_two_gammas(model, passes, scored, monkeypatch):
 
 
 def test_two_processes_equal_one(model, tmp_path, monkeypatch, capsys):
-    """Byte for byte, scores and means, each process with one thread; the images are shared, none is done twice."""
+    """Byte for byte, scores and means, each process with one thread; the images are shared, none is done
+    twice.
+    """
     saved = model.save(tmp_path / "model")
     argv = ["benchmark", "realsr", "--model", str(saved), "--gammas", "0", "0.5", "1", "--metrics", *METRICS]
     threads = torch.get_num_threads()
@@ -156,8 +171,15 @@ def test_two_processes_equal_one(model, tmp_path, monkeypatch, capsys):
     one = model.cfg.results
     monkeypatch.setenv("IFCSR_RESULTS", str(tmp_path / "two"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-m", "ifcsr_lib", *argv, "--processes", "2"], env=env, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ifcsr_lib", *argv, "--processes", "2"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("means of 5 images") == 1
     two = tmp_path / "two" / "smoke"
@@ -175,9 +197,13 @@ def test_ranks_share_the_images(model, passes, monkeypatch):
 
 
 def test_scores_that_the_first_process_does_not_see_are_an_error(model, monkeypatch):
-    """Two machines with a disk each: the first of two processes has images 0, 2 and 4, and forms no mean of them."""
+    """Two machines with a disk each: the first of two processes has images 0, 2 and 4, and forms no mean of
+    them.
+    """
     monkeypatch.setattr(benchmark, "processes", lambda: (0, 2, lambda: None))
-    with pytest.raises(OSError, match=r"scores of 2 of 5 images \(1, 3\) are missing in .*realsr-.*must share.*IFCSR_RESULTS"):
+    with pytest.raises(
+        OSError, match=r"scores of 2 of 5 images \(1, 3\) are missing in .*realsr-.*must share.*IFCSR_RESULTS"
+    ):
         benchmark.run(model, "realsr", (0,), ["psnr", "lpips"])
     assert not (kept(model) / "scores.csv").exists()
 
@@ -211,11 +237,17 @@ def test_fid_is_one_number_of_the_set_and_kept(model, monkeypatch):
     monkeypatch.setattr(benchmark, "processes", lambda: (1, 2, lambda: None))
     more = benchmark.run(model, "realsr", (0, 0.5, 1), ["psnr", "fid"])
     assert len(calls) == 3 and (more.loc[[0, 1], "fid"] == table["fid"]).all()
-    assert benchmark.run(model, "realsr", (0, 0.5, 1), ["fid"])["fid"].map(type).eq(float).all() and len(calls) == 3
+    assert (
+        benchmark.run(model, "realsr", (0, 0.5, 1), ["fid"])["fid"].map(type).eq(float).all()
+        and len(calls) == 3
+    )
 
 
 def test_bad_input(model, folder, monkeypatch):
-    for name, error, text in [("realsrr", ValueError, "did you mean 'realsr'"), ("drealsr", FileNotFoundError, "drealsr/LR")]:
+    for name, error, text in [
+        ("realsrr", ValueError, "did you mean 'realsr'"),
+        ("drealsr", FileNotFoundError, "drealsr/LR"),
+    ]:
         with pytest.raises(error, match=text):
             benchmark.run(model, name, (0,), ["psnr"])
     with pytest.raises(ValueError, match="limit=0"):
@@ -251,8 +283,12 @@ def test_damaged_files_are_named(model):
 
 
 def test_command_refuses(capsys, monkeypatch, tmp_path):
-    for argv, text in [(["nosuch"], "allowed: realsr"), (["drealsr"], "set IFCSR_DATA"), (["realsr", "--processes", "0"], "1 or more"),
-                       (["realsr", "--metrics", "pnsr"], "did you mean")]:  # fmt: skip
+    for argv, text in [
+        (["nosuch"], "allowed: realsr"),
+        (["drealsr"], "set IFCSR_DATA"),
+        (["realsr", "--processes", "0"], "1 or more"),
+        (["realsr", "--metrics", "pnsr"], "did you mean"),
+    ]:
         assert main(["benchmark", *argv]) == 2
         assert text in capsys.readouterr().err
     monkeypatch.setenv("IFCSR_DATA", str(tmp_path))
@@ -260,8 +296,12 @@ def test_command_refuses(capsys, monkeypatch, tmp_path):
 
 
 def made_up(images=100, **columns):
-    index = pd.MultiIndex.from_product([(0.0, 0.2, 0.3), [f"{i}" for i in range(images)]], names=["gamma", "image"])
-    return pd.DataFrame({m: np.broadcast_to(np.asarray(v, dtype=object), len(index)) for m, v in columns.items()}, index)
+    index = pd.MultiIndex.from_product(
+        [(0.0, 0.2, 0.3), [f"{i}" for i in range(images)]], names=["gamma", "image"]
+    )
+    return pd.DataFrame(
+        {m: np.broadcast_to(np.asarray(v, dtype=object), len(index)) for m, v in columns.items()}, index
+    )
 
 
 def test_means_beside_the_reported_numbers():
@@ -280,13 +320,22 @@ def test_means_beside_the_reported_numbers():
 
 
 def test_notebook_04_at_paper_scale(tiny_backbone, monkeypatch, capsys):
-    """Its benchmark cell, run on a tiny backbone under profile paper: the table, the comparison, what is absent."""
+    """Its benchmark cell, run on a tiny backbone under profile paper: the table, the comparison, what is
+    absent.
+    """
     nb = nbformat.read(ROOT / "notebooks" / "04_gamma_sweep.ipynb", as_version=4)
     (cell,) = (c.source for c in nb.cells if c.cell_type == "code" and "benchmark.run" in c.source)
     cfg = resolve("paper", overrides={"backbone": str(tiny_backbone)})
     monkeypatch.setattr(benchmark, "BENCHMARKS", {"realsr": ("RealSR", 5), "drealsr": ("DRealSR", 93)})
-    names = dict(cfg=cfg, model=models.new(cfg), metrics=METRICS, benchmark=benchmark, data=data, evaluate=evaluate,
-                 results=results)  # fmt: skip
+    names = dict(
+        cfg=cfg,
+        model=models.new(cfg),
+        metrics=METRICS,
+        benchmark=benchmark,
+        data=data,
+        evaluate=evaluate,
+        results=results,
+    )
     exec(cell, names)  # noqa: S102
     table = pd.read_csv(cfg.results / "tables" / "gamma_realsr.csv")
     assert list(table.columns) == ["gamma", *evaluate.METRICS] and len(table) == 7

@@ -1,4 +1,6 @@
-"""The Python side of the slider, without a browser: state, numbers, messages, files. The page itself: tests/browser/test_page.py."""
+"""The Python side of the slider, without a browser: state, numbers, messages, files. The page itself:
+tests/browser/test_page.py.
+"""
 
 import base64
 import io
@@ -36,12 +38,18 @@ SVG = "http://www.w3.org/2000/svg"  # the name of SVG's elements; nothing is fet
 
 
 def addresses(page: str) -> list[str]:
-    """Whatever in a page could be fetched: every address with a scheme or a bare //host, src, href, url() and import."""
-    found = re.findall(r"(?:https?|wss?|ftp):/\S+|[\"'`(=]//\w[\w.-]*\.\w+\S*", page.replace(f'const SVG = "{SVG}";', ""))
-    return found + re.findall(r"\s(?:src|href)=\S+|url\([^)]*\)|@import\b.*|^\s*import\b.*|\bimport\(.*", page, re.MULTILINE)
+    """Whatever in a page could be fetched: every address with a scheme or a bare //host, src, href, url() and
+    import.
+    """
+    found = re.findall(
+        r"(?:https?|wss?|ftp):/\S+|[\"'`(=]//\w[\w.-]*\.\w+\S*", page.replace(f'const SVG = "{SVG}";', "")
+    )
+    return found + re.findall(
+        r"\s(?:src|href)=\S+|url\([^)]*\)|@import\b.*|^\s*import\b.*|\bimport\(.*", page, re.MULTILINE
+    )
 
 
-# state -----------------------------------------------------------------------------------------------------------------
+# state ------------------------------------------------------------------------------------------------------
 
 
 def test_image_is_e1_rounded():
@@ -50,7 +58,10 @@ def test_image_is_e1_rounded():
     explorer = Explorer(ends)
     for gamma in GAMMAS:
         explorer.gamma = gamma
-        mix = 255 * ((1 - gamma) * ends.x_fid.double() + gamma * ends.x_real.double())[0].permute(1, 2, 0).numpy()
+        mix = (
+            255
+            * ((1 - gamma) * ends.x_fid.double() + gamma * ends.x_real.double())[0].permute(1, 2, 0).numpy()
+        )
         clear = np.abs(mix - np.floor(mix) - 0.5) > 1e-3
         assert np.array_equal(explorer.image()[clear], np.round(mix)[clear]) and clear.mean() > 0.99
 
@@ -77,7 +88,12 @@ def test_a_page_moves_python():
     explorer.observe(lambda change: seen.append(change.new), "gamma")
     state = {"gamma": 0.25, "gammas": [0.5, 0.25], "same_gamma": False, "index": 1, "view": [0.2, 0.8, 4]}
     explorer.set_state(state)
-    assert (explorer.gamma, explorer.gammas, explorer.index, explorer.view) == (0.25, (0.5, 0.25), 1, (0.2, 0.8, 4))
+    assert (explorer.gamma, explorer.gammas, explorer.index, explorer.view) == (
+        0.25,
+        (0.5, 0.25),
+        1,
+        (0.2, 0.8, 4),
+    )
     assert seen == [0.25]
     with pytest.raises(ValueError, match="gamma"):
         explorer.set_state({"gamma": 2})
@@ -99,21 +115,39 @@ def test_a_failing_callback_is_shown_and_raised():
     assert explorer.error == ""
 
 
-@pytest.mark.parametrize("gamma, error", [(-0.1, ValueError), (1.01, ValueError), (float("nan"), ValueError),
-                                          ("0.5", TypeError), (True, TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "gamma, error",
+    [
+        (-0.1, ValueError),
+        (1.01, ValueError),
+        (float("nan"), ValueError),
+        ("0.5", TypeError),
+        (True, TypeError),
+    ],
+)
 def test_bad_gamma_changes_nothing(gamma, error):
     explorer = Explorer(pair())
-    for call in (lambda: setattr(explorer, "gamma", gamma), lambda: explorer.image(gamma), lambda: Explorer(pair(), gamma=gamma)):
+    for call in (
+        lambda: setattr(explorer, "gamma", gamma),
+        lambda: explorer.image(gamma),
+        lambda: Explorer(pair(), gamma=gamma),
+    ):
         with pytest.raises(error, match="gamma"):
             call()
     assert explorer.gamma == 0.5 and explorer.gammas == (0.5,)
 
 
-@pytest.mark.parametrize("options, error, match", [
-    ({"hr": rand(1, 3, 36, 51)}, ValueError, "allowed: .1, 3, 36, 50."), ({"hr": rand(2, 3, 36, 50)}, ValueError, "hr has 2"),
-    ({"lq": rand(1, 3, 36, 50)}, ValueError, r"endpoints' size / 4"), ({"hr": 3}, TypeError, "hr came as int"),
-    ({"names": ["a", "b"]}, ValueError, "2 names"), ({"model": 7}, TypeError, "model came as int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        ({"hr": rand(1, 3, 36, 51)}, ValueError, "allowed: .1, 3, 36, 50."),
+        ({"hr": rand(2, 3, 36, 50)}, ValueError, "hr has 2"),
+        ({"lq": rand(1, 3, 36, 50)}, ValueError, r"endpoints' size / 4"),
+        ({"hr": 3}, TypeError, "hr came as int"),
+        ({"names": ["a", "b"]}, ValueError, "2 names"),
+        ({"model": 7}, TypeError, "model came as int"),
+    ],
+)
 def test_bad_input(options, error, match):
     with pytest.raises(error, match=match):
         Explorer(pair(), **options)
@@ -125,14 +159,22 @@ def test_more_bad_input(tmp_path):
     with pytest.raises(ValueError, match="empty"):
         Explorer([])
     explorer = Explorer(pair(2))
-    wrong = {"index": (2, -1, True, 0.0), "view": ((0.5, 0.5, 33), (0.5, 0.5), (0.5, 2.0, 1), 1), "gammas": ([0.5], 0.5, [0, 2]),
-             "gamma_map": (rand(1, 1, 36, 51), 2 * torch.ones(1, 1, 36, 50), torch.full((36, 50), torch.nan))}  # fmt: skip
+    wrong = {
+        "index": (2, -1, True, 0.0),
+        "view": ((0.5, 0.5, 33), (0.5, 0.5), (0.5, 2.0, 1), 1),
+        "gammas": ([0.5], 0.5, [0, 2]),
+        "gamma_map": (rand(1, 1, 36, 51), 2 * torch.ones(1, 1, 36, 50), torch.full((36, 50), torch.nan)),
+    }
     for name, values in wrong.items():
         for value in values:
             with pytest.raises(ValueError, match=name.rstrip("s")):
                 setattr(explorer, name, value)
     assert explorer.index == 0 and explorer.view == (0.5, 0.5, 0) and explorer.gamma_map is None
-    for save, name in ((explorer.save_png, "x.jpg"), (explorer.save_html, "x.png"), (explorer.save_map, "x.jpg")):
+    for save, name in (
+        (explorer.save_png, "x.jpg"),
+        (explorer.save_html, "x.png"),
+        (explorer.save_map, "x.jpg"),
+    ):
         with pytest.raises(ValueError, match="allowed: .(png|html)"):
             save(tmp_path / name)
     with pytest.raises(ValueError, match="bits=12"):
@@ -140,27 +182,49 @@ def test_more_bad_input(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name, error", [("gamma", TypeError), ("gammas", ValueError), ("index", ValueError), ("view", ValueError)])
+@pytest.mark.parametrize(
+    "name, error", [("gamma", TypeError), ("gammas", ValueError), ("index", ValueError), ("view", ValueError)]
+)
 def test_none_is_refused_from_either_side(name, error):
-    """Set from Python or sent by a page, alone or among good values: an error that says what is allowed, and nothing moves."""
+    """Set from Python or sent by a page, alone or among good values: an error that says what is allowed, and
+    nothing moves.
+    """
     explorer = Explorer(pair(2), names=["a", "b"])
     before = {key: getattr(explorer, key) for key in ("gamma", "gammas", "same_gamma", "index", "view")}
     changes = []
     explorer.observe(changes.append, list(before))
     good = {"gamma": 0.25, "gammas": [0.5, 0.25], "same_gamma": False, "index": 1, "view": [0.2, 0.8, 4]}
-    for call in (lambda: setattr(explorer, name, None), lambda: explorer.set_state({name: None}),
-                 lambda: explorer.set_state(good | {name: None})):  # fmt: skip
+    for call in (
+        lambda: setattr(explorer, name, None),
+        lambda: explorer.set_state({name: None}),
+        lambda: explorer.set_state(good | {name: None}),
+    ):
         explorer.error = ""
         with pytest.raises(error, match=f"{name}.*None.*(allowed|pass a number)"):
             call()
         assert {key: getattr(explorer, key) for key in before} == before and not changes
     assert name in explorer.error and "None" in explorer.error
     explorer.set_state(good)
-    assert (explorer.gamma, explorer.gammas, explorer.index, explorer.view) == (0.25, (0.5, 0.25), 1, (0.2, 0.8, 4))
+    assert (explorer.gamma, explorer.gammas, explorer.index, explorer.view) == (
+        0.25,
+        (0.5, 0.25),
+        1,
+        (0.2, 0.8, 4),
+    )
 
 
-@pytest.mark.parametrize("name, value", [("gammas", [0.5, None]), ("gammas", [0.5, "1"]), ("view", [None, 0.5, 1]), ("view", [0.5, 0.5, None]),
-                                         ("view", "abc"), ("index", "1"), ("index", 1.5)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("gammas", [0.5, None]),
+        ("gammas", [0.5, "1"]),
+        ("view", [None, 0.5, 1]),
+        ("view", [0.5, 0.5, None]),
+        ("view", "abc"),
+        ("index", "1"),
+        ("index", 1.5),
+    ],
+)
 def test_none_inside_is_refused_too(name, value):
     explorer = Explorer(pair(2))
     before = getattr(explorer, name)
@@ -189,11 +253,13 @@ def test_a_move_runs_no_network(tiny_cfg, monkeypatch):
     assert not sent  # nor did a picture travel
 
 
-# numbers ---------------------------------------------------------------------------------------------------------------
+# numbers ----------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_the_closed_form():
-    """Against evaluate.psnr_curve and evaluate.best_gamma, 1e-6 dB and 1e-6; LQ consistency against its definition, 1e-3 dB."""
+    """Against evaluate.psnr_curve and evaluate.best_gamma, 1e-6 dB and 1e-6; LQ consistency against its
+    definition, 1e-3 dB.
+    """
     hr, lq = rand(2, 3, 64, 80, seed=4), rand(2, 3, 16, 20, seed=5)
     ends = pair(2, 64, 80)
     explorer = Explorer(ends, lq, hr)
@@ -206,7 +272,10 @@ def test_numbers_are_the_closed_form():
         assert n["psnr"] == pytest.approx(curve[gamma], abs=1e-6)
         error = ((torch.nn.functional.avg_pool2d(ends.blend(gamma)[1], 4) - lq[1]) * luma).sum(0)
         assert n["consistency"] == pytest.approx(-10 * torch.log10(error.square().mean()).item(), abs=1e-3)
-    assert n["best_gamma"] == pytest.approx(evaluate.best_gamma(ends, hr)[1].item(), abs=1e-6) and n["best_psnr"] >= curve.max()
+    assert (
+        n["best_gamma"] == pytest.approx(evaluate.best_gamma(ends, hr)[1].item(), abs=1e-6)
+        and n["best_psnr"] >= curve.max()
+    )
     assert n["difference"] == pytest.approx(255 * (ends.x_real - ends.x_fid)[1].abs().mean().item(), rel=1e-6)
     assert set(Explorer(Endpoints(ends.x_fid, ends.x_real)).numbers(0.2)) == {"gamma", "difference"}
 
@@ -217,11 +286,18 @@ def test_measured_curves_are_the_sweep():
     explorer.measure([0.0, 0.5, 1.0], ["ssim", "niqe-pocket"])
     curves = explorer._spec["images"][0]["panes"][0]["curves"]
     table = evaluate.sweep(ends, hr, [0.0, 0.5, 1.0], ["ssim"])
-    assert curves["SSIM"]["points"] == [[g, pytest.approx(v)] for g, v in table["ssim"].items()] and not curves["SSIM"]["lower"]
-    assert curves["niqe-pocket"] == {"points": [], "note": "not run: image under 192 pixels a side", "lower": True}
+    assert (
+        curves["SSIM"]["points"] == [[g, pytest.approx(v)] for g, v in table["ssim"].items()]
+        and not curves["SSIM"]["lower"]
+    )
+    assert curves["niqe-pocket"] == {
+        "points": [],
+        "note": "not run: image under 192 pixels a side",
+        "lower": True,
+    }
 
 
-# the gamma map -----------------------------------------------------------------------------------------------------------
+# the gamma map ----------------------------------------------------------------------------------------------
 
 
 def test_map_from_python(monkeypatch, tmp_path):
@@ -272,7 +348,7 @@ def test_map_from_a_page(monkeypatch):
     assert "the gamma map" in explorer.error
 
 
-# messages --------------------------------------------------------------------------------------------------------------
+# messages ---------------------------------------------------------------------------------------------------
 
 
 def test_pictures_travel_as_png_when_asked_for(monkeypatch):
@@ -280,11 +356,18 @@ def test_pictures_travel_as_png_when_asked_for(monkeypatch):
     ends = pair(2, 64, 80)
     explorer = Explorer(ends, lq=rand(2, 3, 16, 20), hr=hr)
     sent = talk(explorer, monkeypatch)
-    wanted = {"1/0/fid": ends.x_fid[1:], "0/0/real": ends.x_real[:1], "1/HR": hr[1:], "0/bicubic": upsample(rand(2, 3, 16, 20))[:1]}
+    wanted = {
+        "1/0/fid": ends.x_fid[1:],
+        "0/0/real": ends.x_real[:1],
+        "1/HR": hr[1:],
+        "0/bicubic": upsample(rand(2, 3, 16, 20))[:1],
+    }
     for key, x in wanted.items():
         explorer.receive({"kind": "picture", "key": key, "part": 0, "parts": 1}, [])
         content, [png] = sent.pop()
-        assert content == {"kind": "picture", "key": key} and np.array_equal(np.asarray(Image.open(io.BytesIO(png))), to_uint8(x)[0])
+        assert content == {"kind": "picture", "key": key} and np.array_equal(
+            np.asarray(Image.open(io.BytesIO(png))), to_uint8(x)[0]
+        )
     explorer.receive({"kind": "picture", "key": "0/map"}, [])
     assert "KeyError" in sent.pop()[0]["error"]
     explorer.receive({"kind": "nonsense"}, [])
@@ -295,16 +378,30 @@ def test_no_picture_is_in_the_state():
     """What a notebook stores of a 512x512 pair: the front end's text and a few numbers."""
     state = Explorer(pair(1, 512, 512), hr=rand(1, 3, 512, 512)).get_state()
     front = len(state["_esm"]) + len(state["_css"])
-    assert front < 120_000 and len(json.dumps({k: v for k, v in state.items() if k not in ("layout", "comm")}, default=str)) < front * 1.1 + 4000
+    assert (
+        front < 120_000
+        and len(json.dumps({k: v for k, v in state.items() if k not in ("layout", "comm")}, default=str))
+        < front * 1.1 + 4000
+    )
 
 
 def test_a_pair_is_opened(monkeypatch, tmp_path):
     path = pair(1, 40, 44, seed=5).save(tmp_path / "photo.ifcsr.zip", "a model", gamma=0.3)
     explorer = Explorer(pair())
     sent = talk(explorer, monkeypatch)
-    explorer.receive({"kind": "open", "name": path.name, "id": "x", "part": 0, "parts": 1}, [path.read_bytes()])
-    assert explorer.names == ["0", "photo"] and explorer.index == 1 and explorer.gamma == 0.3 and explorer.model["model"] == "a model"
-    assert explorer.image(1.0).shape == (40, 44, 3) and sent[-1][0] == {"kind": "note", "text": "opened: photo.ifcsr.zip"}
+    explorer.receive(
+        {"kind": "open", "name": path.name, "id": "x", "part": 0, "parts": 1}, [path.read_bytes()]
+    )
+    assert (
+        explorer.names == ["0", "photo"]
+        and explorer.index == 1
+        and explorer.gamma == 0.3
+        and explorer.model["model"] == "a model"
+    )
+    assert explorer.image(1.0).shape == (40, 44, 3) and sent[-1][0] == {
+        "kind": "note",
+        "text": "opened: photo.ifcsr.zip",
+    }
     explorer.receive({"kind": "open", "name": "x.zip"}, [path.read_bytes()[:1000]])
     assert "x.zip is not a whole .ifcsr.zip" in explorer.error and len(explorer.names) == 2
     assert Explorer(Endpoints.load(path)).gamma == 0.3
@@ -318,10 +415,14 @@ def test_a_pair_opens_beside_images_of_one_gamma(monkeypatch, tmp_path):
     assert explorer.same_gamma
     explorer.receive({"kind": "open", "name": path.name}, [path.read_bytes()])
     assert explorer.error == "" and explorer.names == ["0", "1", "photo 0", "photo 1"]
-    assert explorer.gammas == (0.7, 0.7, 0.3, 0.3) and (explorer.index, explorer.gamma) == (2, 0.3) and not explorer.same_gamma
+    assert (
+        explorer.gammas == (0.7, 0.7, 0.3, 0.3)
+        and (explorer.index, explorer.gamma) == (2, 0.3)
+        and not explorer.same_gamma
+    )
 
 
-# files -----------------------------------------------------------------------------------------------------------------
+# files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -339,7 +440,8 @@ def test_png_export(bits, tiny_cfg, tmp_path, monkeypatch):
     with Image.open(path) as image:
         text = image.text
     assert float(text["gamma"]) == 0.35 and text["image"] == "photo" and text["gamma map"] == "none"
-    assert tiny_cfg.hash in text["model"] and len(text["hash"]) == 16 and "/" not in text["model"]  # no path of this machine
+    # no path of this machine
+    assert tiny_cfg.hash in text["model"] and len(text["hash"]) == 16 and "/" not in text["model"]
     with torch.no_grad():
         next(iter(model.adapter("realism").values())).add_(1e-3)
     assert Explorer(ends, model=model).model["hash"] != text["hash"]
@@ -347,7 +449,9 @@ def test_png_export(bits, tiny_cfg, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a/b", "../../x", "..\\x", "/etc/x", "a\x00b", "C:x", ".."])
 def test_an_export_stays_in_its_folder(name, tmp_path, monkeypatch):
-    """Names of images and of models are text: one file per model, right in the folder, and nothing beside it."""
+    """Names of images and of models are text: one file per model, right in the folder, and nothing
+    beside it.
+    """
     folder = tmp_path / "one" / "two"
     explorer = compare({"A": pair(), "b/../../c": pair(seed=5)}, names=[name], folder=folder)
     sent = talk(explorer, monkeypatch)
@@ -371,23 +475,39 @@ def test_compare_is_one_slider_over_models(tmp_path):
     a, b = pair(seed=1), pair(seed=9)
     explorer = compare({"A": a, "B": b}, hr=rand(1, 3, 36, 50), model={"A": "first", "B": "second"})
     explorer.gamma = 0.4
-    assert np.array_equal(explorer.image(), to_uint8(a.blend(0.4))[0]) and np.array_equal(explorer.image(label="B"), to_uint8(b.blend(0.4))[0])
+    assert np.array_equal(explorer.image(), to_uint8(a.blend(0.4))[0]) and np.array_equal(
+        explorer.image(label="B"), to_uint8(b.blend(0.4))[0]
+    )
     assert explorer.numbers(label="B")["psnr"] != explorer.numbers()["psnr"]
     assert [p["model"] for p in explorer._spec["images"][0]["panes"]] == ["first", "second"]
     with Image.open(explorer.save_png(tmp_path / "b.png", label="B")) as image:
         assert image.text["model"] == "second"
-    for wrong, error, match in (([a], TypeError, "dict"), ({}, ValueError, "empty"), ({"A": a, "B": pair(2)}, ValueError, "differ in number or size")):
+    for wrong, error, match in (
+        ([a], TypeError, "dict"),
+        ({}, ValueError, "empty"),
+        ({"A": a, "B": pair(2)}, ValueError, "differ in number or size"),
+    ):
         with pytest.raises(error, match=match):
             compare(wrong)
     with pytest.raises(ValueError, match="allowed: 'A', 'B'"):
         explorer.image(label="C")
 
 
-@pytest.mark.parametrize("planted", [
-    '<script src="x.js">', "<link href=//cdn.example.org/x.css>", "fetch('https://example.org/x')", 'import x from "y";',
-    "background: url(//example.org/a.png)", 'const NS = "http://www.w3.org/2000/svg";', "new WebSocket(`wss://example.org`)",
-    "await import('./x.js')", "@import 'x.css';", 'fetch("http:/example.org")',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<script src="x.js">',
+        "<link href=//cdn.example.org/x.css>",
+        "fetch('https://example.org/x')",
+        'import x from "y";',
+        "background: url(//example.org/a.png)",
+        'const NS = "http://www.w3.org/2000/svg";',
+        "new WebSocket(`wss://example.org`)",
+        "await import('./x.js')",
+        "@import 'x.css';",
+        'fetch("http:/example.org")',
+    ],
+)
 def test_an_address_in_a_page_is_found(planted, tmp_path):
     """The check of test_page_holds_everything sees each kind of address, in the middle of a real page."""
     page = Explorer(pair()).save_html(tmp_path / "page.html").read_text(encoding="utf-8")
@@ -408,7 +528,7 @@ def test_page_holds_everything(tmp_path):
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), to_uint8(x)[i])
 
 
-# the portable pair -----------------------------------------------------------------------------------------------------
+# the portable pair ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -441,20 +561,31 @@ def test_a_bad_pair_gives_one_error(tmp_path):
         return tmp_path / "x.zip"
 
     def card(**changes):
-        return lambda parts: parts.update({"ifcsr.json": json.dumps(json.loads(parts["ifcsr.json"]) | changes).encode()})
+        return lambda parts: parts.update(
+            {"ifcsr.json": json.dumps(json.loads(parts["ifcsr.json"]) | changes).encode()}
+        )
 
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 255
     (tmp_path / "y.zip").write_bytes(flipped)
     (tmp_path / "z.zip").write_bytes(whole[: len(whole) // 2])
     cases = {
-        "CRC": tmp_path / "y.zip", "not a zip": tmp_path / "z.zip", "no ifcsr.json": rewritten(lambda p: p.pop("ifcsr.json")),
-    }  # fmt: skip
+        "CRC": tmp_path / "y.zip",
+        "not a zip": tmp_path / "z.zip",
+        "no ifcsr.json": rewritten(lambda p: p.pop("ifcsr.json")),
+    }
     for match, file in cases.items():
-        with pytest.raises(ValueError, match=f"(?s)is not a whole .ifcsr.zip.*{match}.*write it again with ends.save"):
+        with pytest.raises(
+            ValueError, match=f"(?s)is not a whole .ifcsr.zip.*{match}.*write it again with ends.save"
+        ):
             Endpoints.load(file)
-    for match, change in {"x_fid of image 0 is missing": lambda p: p.pop("x_fid.png"), "sha256": lambda p: p.update({"x_fid.png": p["x_real.png"]}),
-                          "allowed: 'ifcsr endpoints 1'": card(format="other 2"), "gamma": card(gamma=7), "no image": card(images=[])}.items():  # fmt: skip
+    for match, change in {
+        "x_fid of image 0 is missing": lambda p: p.pop("x_fid.png"),
+        "sha256": lambda p: p.update({"x_fid.png": p["x_real.png"]}),
+        "allowed: 'ifcsr endpoints 1'": card(format="other 2"),
+        "gamma": card(gamma=7),
+        "no image": card(images=[]),
+    }.items():
         with pytest.raises(ValueError, match=match):
             Endpoints.load(rewritten(change))
     with pytest.raises(FileNotFoundError, match="does not exist"):

@@ -1,4 +1,6 @@
-"""Which settings an artefact depends on: exactly those refuse it when they change, and nothing else is read to make it."""
+"""Which settings an artefact depends on: exactly those refuse it when they change, and nothing else is read
+to make it.
+"""
 
 import dataclasses
 import json
@@ -17,12 +19,30 @@ FIELDS = [f.name for f in dataclasses.fields(Config)]
 KINDS = [*DEPENDS, "result"]
 # another allowed value for what has no plain "one more"; two fields where one alone is not allowed
 OTHER = {
-    "profile": "pocket", "backbone": "elsewhere", "revision": "main", "features": "vgg16", "preset": "light",
-    "heldout_preset": "light", "training_set": "ffhq", "reading": "disk", "schedule": "constant", "precision": "bf16",
-    "compile": "eager", "colour_fix": "none", "prior_init": "shipped", "patch": 96, "border": 20, "tile": 512,
-    "tile_overlap": 128, "prior_restoring": 0.5, "beta1": 0.5, "beta2": 0.5, "ema": 0.5, "bad_images": 0.5,
+    "profile": "pocket",
+    "backbone": "elsewhere",
+    "revision": "main",
+    "features": "vgg16",
+    "preset": "light",
+    "heldout_preset": "light",
+    "training_set": "ffhq",
+    "reading": "disk",
+    "schedule": "constant",
+    "precision": "bf16",
+    "compile": "eager",
+    "colour_fix": "none",
+    "prior_init": "shipped",
+    "patch": 96,
+    "border": 20,
+    "tile": 512,
+    "tile_overlap": 128,
+    "prior_restoring": 0.5,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "ema": 0.5,
+    "bad_images": 0.5,
     "gradient_checkpointing": True,
-}  # fmt: skip
+}
 # read while training, and without effect on what comes out
 HARMLESS = {"workers", "log_every", "gradient_checkpointing", "checkpoint_every"}
 
@@ -53,8 +73,11 @@ def test_a_changed_field_refuses_exactly_what_depends_on_it(kind):
         other = changed(cfg, name)
         assert getattr(other, name) != getattr(cfg, name)
         if name in depends(kind):
-            told = rf"was made with {name}={getattr(cfg, name)!r}, this run has {name}={getattr(other, name)!r}: run"
-            with pytest.raises(ValueError, match=told.replace("(", r"\(").replace(")", r"\)").replace("+", r"\+")):
+            here, there = getattr(other, name), getattr(cfg, name)
+            told = f"was made with {name}={there!r}, this run has {name}={here!r}: run"
+            with pytest.raises(
+                ValueError, match=told.replace("(", r"\(").replace(")", r"\)").replace("+", r"\+")
+            ):
                 results.require(path, other, "01")
         else:
             assert results.require(path, other, "01") == path, name
@@ -71,12 +94,16 @@ def test_what_a_student_changes_after_a_full_run():
             results.require(paths[kind], k, "03")
         assert results.require(paths[kind], seeds, "03")
     assert results.require(paths["pairs"], seeds, "01")
-    assert results.require(paths["fidelity"], resolve("pocket", overrides={"border": 0, "steps_realism": 9}), "02")
+    assert results.require(
+        paths["fidelity"], resolve("pocket", overrides={"border": 0, "steps_realism": 9}), "02"
+    )
 
 
 def test_every_field_is_named_by_a_kind_or_by_none_on_purpose():
     named = {name for kind in KINDS for name in depends(kind)}
-    assert named | set(config._WITHOUT_EFFECT) == set(FIELDS) and set(DEPENDS["fidelity"]) < set(DEPENDS["realism"])
+    assert named | set(config._WITHOUT_EFFECT) == set(FIELDS) and set(DEPENDS["fidelity"]) < set(
+        DEPENDS["realism"]
+    )
     assert resolve("smoke").hash == hash_of(resolve("smoke"), "result")
     with pytest.raises(KeyError):
         hash_of(resolve("smoke"), "pears")
@@ -129,18 +156,27 @@ def test_pairs_read_no_field_that_they_do_not_depend_on(watched):
 
 
 @pytest.mark.parametrize("stage, kind", [(1, "fidelity"), (2, "realism")])
-def test_training_reads_no_field_that_the_adapter_does_not_depend_on(watched, tiny_cfg, stage, kind, tmp_path):
+def test_training_reads_no_field_that_the_adapter_does_not_depend_on(
+    watched, tiny_cfg, stage, kind, tmp_path
+):
     from ifcsr_lib import loss, models, trainer
 
     cfg = watched(tiny_cfg)
-    model, crops = models.new(cfg), [{"x_H": torch.rand(3, 64, 64), "index": i, "name": "x"} for i in range(2)]
+    model, crops = (
+        models.new(cfg),
+        [{"x_H": torch.rand(3, 64, 64), "index": i, "name": "x"} for i in range(2)],
+    )
     objective = (trainer.Stage1, trainer.Stage2)[stage - 1](model, loss.feature_distance(cfg))
     trainer.train(objective, crops, cfg, tmp_path / "run", 1)
-    assert {"k", "lr", "batch", "timestep"} <= SEEN <= set(DEPENDS[kind]) | HARMLESS, SEEN - set(DEPENDS[kind])
+    assert {"k", "lr", "batch", "timestep"} <= SEEN <= set(DEPENDS[kind]) | HARMLESS, SEEN - set(
+        DEPENDS[kind]
+    )
 
 
 def test_old_sidecars_are_read_field_by_field():
-    """Tracked results have the whole Config of their time, with switches that were removed since, and another hash."""
+    """Tracked results have the whole Config of their time, with switches that were removed since, and another
+    hash.
+    """
     cfg = resolve("pocket")
     for kind in KINDS:
         path = made(cfg, kind)
@@ -172,16 +208,29 @@ def test_tracked_results_are_still_read():
         record = json.loads(side.read_text())
         known = {k: v for k, v in record["config"].items() if k in FIELDS and k not in ("profile", "seed")}
         cfg = resolve(record["profile"], record["seed"], known)
-        if not any(record["config"].get(k) for k in ("texture", "adversarial", "equivariance", "lattice", "grain", "vsd")):
+        if not any(
+            record["config"].get(k)
+            for k in ("texture", "adversarial", "equivariance", "lattice", "grain", "vsd")
+        ):
             assert results._differences(record, cfg, "result") == {}, side.name
 
 
 def test_reading_the_umask_changes_nothing_for_others(tmp_path):
-    """Importing the library leaves the process's mask alone, a later change counts, and no thread sees another one."""
-    code = ("import os, sys; os.umask(0o027); from ifcsr_lib import results; p = os.path.join(sys.argv[1], 'a'); open(p, 'w').close();"
-            "assert os.stat(p).st_mode & 0o777 == 0o640 and results._umask() == 0o027; os.umask(0o077);"
-            "assert results._umask() == 0o077 == os.umask(0)")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=config.ROOT, capture_output=True, text=True, check=False)
+    """Importing the library leaves the process's mask alone, a later change counts, and no thread sees
+    another one.
+    """
+    code = (
+        "import os, sys; os.umask(0o027); from ifcsr_lib import results; p = os.path.join(sys.argv[1], 'a'); "
+        "open(p, 'w').close();assert os.stat(p).st_mode & 0o777 == 0o640 and results._umask() == 0o027; "
+        "os.umask(0o077);assert results._umask() == 0o077 == os.umask(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=config.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     old = os.umask(0o027)
     try:
@@ -192,7 +241,9 @@ def test_reading_the_umask_changes_nothing_for_others(tmp_path):
         os.umask(old)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the mask without setting it")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells the mask without setting it"
+)
 def test_the_umask_is_not_set_to_be_read(monkeypatch):
     mask = results._umask()
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("os.umask was called"))

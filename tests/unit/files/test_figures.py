@@ -41,9 +41,11 @@ def test_every_cell_shows_its_figure(first, tmp_path):
 
 
 def test_style_ends_with_the_block_and_loading_the_library_opens_no_window():
-    code = ("import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt; from ifcsr_lib import figures;"
-            "before = plt.rcParams['axes.grid'], plt.isinteractive(), len(plt.get_fignums());"
-            "figures.losses([{'step': 1, 'loss': 1.0}], 'x'); plt.close('all');"
-            "assert (plt.rcParams['axes.grid'], plt.isinteractive(), len(plt.get_fignums())) == before")  # fmt: skip
+    code = (
+        "import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt; from ifcsr_lib import "
+        "figures;before = plt.rcParams['axes.grid'], plt.isinteractive(), "
+        "len(plt.get_fignums());figures.losses([{'step': 1, 'loss': 1.0}], 'x'); plt.close('all');assert "
+        "(plt.rcParams['axes.grid'], plt.isinteractive(), len(plt.get_fignums())) == before"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

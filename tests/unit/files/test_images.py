@@ -30,7 +30,9 @@ SMOOTH = np.stack([np.add.outer(np.arange(20), np.arange(24)) * f for f in (2, 3
 def same(x: torch.Tensor, array: np.ndarray, top: int = 255) -> bool:
     """x (1, C, H, W) holds exactly the integers of array (H, W) or (H, W, C); a single channel serves all."""
     array = array[..., None] if array.ndim == 2 else array
-    return np.array_equal(np.round(x[0].permute(1, 2, 0).numpy() * top), np.broadcast_to(array, (20, 24, x.shape[1])))
+    return np.array_equal(
+        np.round(x[0].permute(1, 2, 0).numpy() * top), np.broadcast_to(array, (20, 24, x.shape[1]))
+    )
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "a.tiff", "a.bmp", "a.PNG"])
@@ -44,7 +46,9 @@ def test_lossless_8_bit_colour(tmp_path, name):
 
 
 def test_jpeg_is_close_in_colour_grey_and_cmyk(tmp_path):
-    """JPEG quality 95 on a smooth ramp: within 6 levels. Pillow's own CMYK conversion is the reference for CMYK."""
+    """JPEG quality 95 on a smooth ramp: within 6 levels. Pillow's own CMYK conversion is the reference for
+    CMYK.
+    """
     colour = Image.fromarray(SMOOTH)
     for image in (colour, colour.convert("L"), colour.convert("CMYK")):
         image.save(tmp_path / "a.jpg", quality=95, subsampling=0)
@@ -121,8 +125,9 @@ def test_our_16_bit_png_is_read_alike_by_an_independent_decoder(tmp_path):
     assert Image.open(tmp_path / "a.png").info["icc_profile"] == SRGB
 
 
-@pytest.mark.parametrize("how", [{}, {"byteorder": ">"}, {"planarconfig": "separate"},
-                                 {"compression": "zlib", "predictor": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "how", [{}, {"byteorder": ">"}, {"planarconfig": "separate"}, {"compression": "zlib", "predictor": True}]
+)
 def test_16_bit_tiff(tmp_path, how):
     planes = A16[..., :3].transpose(2, 0, 1) if "planarconfig" in how else A16[..., :3]
     tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", **how)
@@ -138,7 +143,9 @@ def test_16_bit_tiff_kinds(tmp_path):
     assert same(read_image(tmp_path / "s.tif").alpha, A16[..., 3], 65535)
     alpha = np.full((20, 24, 1), 4096 * 4, np.uint16)
     rgb = np.round(A16[..., :3] * (alpha / 65535)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "m.tif", np.dstack([rgb, alpha]), photometric="rgb", extrasamples=["assocalpha"])
+    tifffile.imwrite(
+        tmp_path / "m.tif", np.dstack([rgb, alpha]), photometric="rgb", extrasamples=["assocalpha"]
+    )
     assert (read_image(tmp_path / "m.tif").rgb - to_tensor(A16[..., :3])).abs().max() < 0.5 / 4096
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(tmp_path / "z.tif"), A16[..., 2::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])
@@ -156,7 +163,9 @@ def test_exif_orientation(tmp_path, orientation):
         image.save(tmp_path / name, exif=exif, **({"lossless": True} if name == "a.webp" else {}))
         assert torch.equal(read_image(tmp_path / name).rgb, expected), name
     wide = A8[..., :3].astype(np.uint16) * 257
-    tifffile.imwrite(tmp_path / "w.tif", wide, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    tifffile.imwrite(
+        tmp_path / "w.tif", wide, photometric="rgb", extratags=[(274, "H", 1, orientation, True)]
+    )
     photo = read_image(tmp_path / "w.tif")
     assert photo.bits == 16 and (photo.rgb - expected).abs().max() < 1e-6
 
@@ -173,7 +182,10 @@ def test_colour_profile_is_kept(tmp_path, name):
     photo = read_image(tmp_path / name)
     assert photo.icc == SRGB
     for bits in (8, 16):
-        assert read_image(write_image(photo.rgb, tmp_path / f"b{name[1:]}", bits=bits, icc=photo.icc)).icc == SRGB
+        assert (
+            read_image(write_image(photo.rgb, tmp_path / f"b{name[1:]}", bits=bits, icc=photo.icc)).icc
+            == SRGB
+        )
 
 
 def test_grey_profile_is_not_put_on_rgb(tmp_path):
@@ -182,8 +194,9 @@ def test_grey_profile_is_not_put_on_rgb(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix, wide", [("png", 0), ("jpg", 0), ("webp", 0), ("tif", 0), ("bmp", 0),
-                                          ("png", 1), ("tif", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "suffix, wide", [("png", 0), ("jpg", 0), ("webp", 0), ("tif", 0), ("bmp", 0), ("png", 1), ("tif", 1)]
+)
 def test_truncated_and_strange_files_name_themselves(tmp_path, suffix, wide):
     array = RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16) if wide else A8[..., :3]
     whole = write_image(to_tensor(array), tmp_path / f"whole.{suffix}", bits=16 if wide else 8).read_bytes()
@@ -223,7 +236,10 @@ def test_writing_refuses_what_it_cannot_write(tmp_path):
         (lambda: write_image(torch.rand(2, 3, 16, 16), tmp_path / "a.png"), "one .1, 3, H, W. image"),
         (lambda: write_image(x, tmp_path / "a.png", bits=12), "8 or 16 bits"),
         (lambda: write_image(x, tmp_path / "a.png", alpha=torch.rand(1, 1, 4, 4)), "alpha"),
-        (lambda: write_image(torch.rand(1, 3, 1, 16400), tmp_path / "a.webp"), r"written as WEBP .*try \.png"),
+        (
+            lambda: write_image(torch.rand(1, 3, 1, 16400), tmp_path / "a.webp"),
+            r"written as WEBP .*try \.png",
+        ),
     ):
         with pytest.raises(ValueError, match=text):
             call()
@@ -254,12 +270,18 @@ def test_check_images_says_what_came():
     nan = ok.clone()
     nan[0, 0, 0, :2] = float("nan")
     for x, kind, text in (
-        (ok.numpy(), TypeError, "ndarray"), (ok.double(), TypeError, "float64"), (to_uint8(ok), TypeError, "ndarray"),
-        ((ok * 255).byte(), TypeError, "uint8"), (ok[0], ValueError, r"\(3, 16, 17\).*image\[None\]"),
-        (ok[:, :1], ValueError, r"\(2, 1, 16, 17\)"), (ok[:0], ValueError, r"\(0, 3"),
-        (ok[..., :15], ValueError, "15x16 pixels; allowed: 16 or more"), (nan, ValueError, "2 NaN"),
-        (ok * 255, ValueError, r"allowed: \[0, 1\]"), (ok - 0.5, ValueError, r"spans \[-0"),
-    ):  # fmt: skip
+        (ok.numpy(), TypeError, "ndarray"),
+        (ok.double(), TypeError, "float64"),
+        (to_uint8(ok), TypeError, "ndarray"),
+        ((ok * 255).byte(), TypeError, "uint8"),
+        (ok[0], ValueError, r"\(3, 16, 17\).*image\[None\]"),
+        (ok[:, :1], ValueError, r"\(2, 1, 16, 17\)"),
+        (ok[:0], ValueError, r"\(0, 3"),
+        (ok[..., :15], ValueError, "15x16 pixels; allowed: 16 or more"),
+        (nan, ValueError, "2 NaN"),
+        (ok * 255, ValueError, r"allowed: \[0, 1\]"),
+        (ok - 0.5, ValueError, r"spans \[-0"),
+    ):
         with pytest.raises(kind, match=f"lr.*{text}"):
             check_images(x, "lr")
 
@@ -271,7 +293,9 @@ def test_tensor_and_array_conversions():
     assert to_uint8(edges).ravel().tolist() == [0, 0, 1, 255]
     assert torch.equal(to_tensor(to_uint8(levels)), levels)
     assert to_tensor(A8[..., 0]).shape == (1, 1, 20, 24) and to_tensor(A8).shape == (1, 4, 20, 24)
-    assert torch.equal(to_tensor(A16).mul(65535).round()[0, 2], torch.from_numpy(A16[..., 2].astype(np.float32)))
+    assert torch.equal(
+        to_tensor(A16).mul(65535).round()[0, 2], torch.from_numpy(A16[..., 2].astype(np.float32))
+    )
     assert to_tensor(np.full((2, 8, 8, 3), 0.5)).dtype == torch.float32
     with pytest.raises(ValueError, match="NaN"):
         to_uint8(torch.full((1, 3, 2, 2), float("nan")))
@@ -290,7 +314,8 @@ def test_upsample_is_x4_bicubic_and_in_range():
         return np.where(t < 1, near, np.where(t < 2, far, 0))
 
     x = 0.3 + 0.4 * torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(0))
-    row, column = 26, 33  # an output pixel away from the borders; its place in the input is (r + 0.5) / 4 - 0.5
+    # an output pixel away from the borders; its place in the input is (r + 0.5) / 4 - 0.5
+    row, column = 26, 33
     wy, wx = kernel((row + 0.5) / 4 - 0.5 - np.arange(16)), kernel((column + 0.5) / 4 - 0.5 - np.arange(18))
     assert np.allclose(upsample(x)[0, :, row, column], wy @ x[0].numpy() @ wx, atol=1e-6)
     assert torch.allclose(upsample(torch.full((1, 3, 16, 18), 0.3)), torch.tensor(0.3), atol=1e-6)
@@ -300,15 +325,26 @@ def test_upsample_is_x4_bicubic_and_in_range():
 
 def test_partners_have_the_same_full_name_or_the_only_stem():
     """photo.jpg and photo.png are two photographs: neither is ever taken for the other's reference."""
+
     def found(left, right):
         pairs = images.partners([Path("sr", n) for n in left], [Path("hr", n) for n in right])
         return {a.name: b.name for a, b in pairs.items()}
 
-    assert found(["photo.jpg", "photo.png"], ["photo.png", "photo.jpg"]) == {"photo.jpg": "photo.jpg", "photo.png": "photo.png"}
+    assert found(["photo.jpg", "photo.png"], ["photo.png", "photo.jpg"]) == {
+        "photo.jpg": "photo.jpg",
+        "photo.png": "photo.png",
+    }
     assert found(["a.png", "b.png"], ["a.bmp", "c.bmp", "b.png"]) == {"a.png": "a.bmp", "b.png": "b.png"}
-    assert found(["photo.jpg", "photo.png"], ["photo.png"]) == {"photo.png": "photo.png"}, "the jpg has no partner"
-    for left, right in ((["photo.bmp"], ["photo.jpg", "photo.png"]), (["photo.jpg", "photo.png"], ["photo.bmp"])):
-        with pytest.raises(ValueError, match=r"photo.* all are called 'photo'; give partners the same full name"):
+    assert found(["photo.jpg", "photo.png"], ["photo.png"]) == {"photo.png": "photo.png"}, (
+        "the jpg has no partner"
+    )
+    for left, right in (
+        (["photo.bmp"], ["photo.jpg", "photo.png"]),
+        (["photo.jpg", "photo.png"], ["photo.bmp"]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"photo.* all are called 'photo'; give partners the same full name"
+        ):
             found(left, right)
 
 

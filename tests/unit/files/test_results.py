@@ -1,4 +1,6 @@
-"""results.py: written whole or not at all, deterministic bytes, provenance without machine paths, clear refusals."""
+"""results.py: written whole or not at all, deterministic bytes, provenance without machine paths, clear
+refusals.
+"""
 
 import errno
 import json
@@ -25,7 +27,13 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def table():
-    return pd.DataFrame({"gamma": [0.0, 0.1, 1.0], "psnr": [28.123456789, np.nan, 22.0], "niqe": ["1", "", "not run: needs x.pth"]})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "gamma": [0.0, 0.1, 1.0],
+            "psnr": [28.123456789, np.nan, 22.0],
+            "niqe": ["1", "", "not run: needs x.pth"],
+        }
+    )
 
 
 def names(folder):
@@ -140,7 +148,9 @@ def test_provenance_says_all_and_no_machine_path(cfg, tmp_path, monkeypatch):
     assert record["written_by"] == "04_gamma_sweep.ipynb" and record["config"]["backbone"] == "sd21"
     assert record["packages"]["torch"] and record["seconds"] == 2.0 and record["profile"] == "smoke"
     text = json.dumps(record)
-    assert str(tmp_path) not in text and str(ROOT) not in text and os.path.expanduser("~") + os.sep not in text
+    assert (
+        str(tmp_path) not in text and str(ROOT) not in text and os.path.expanduser("~") + os.sep not in text
+    )
 
 
 def test_results_folder_elsewhere_is_still_named(cfg):
@@ -155,10 +165,14 @@ def test_works_without_git(cfg, monkeypatch):
 
 
 def test_missing_and_foreign_artefacts_name_the_notebook(cfg, table):
-    with pytest.raises(FileNotFoundError, match=r"gamma.csv is missing: run notebooks/04.* first, with profile='smoke'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"gamma.csv is missing: run notebooks/04.* first, with profile='smoke'"
+    ):
         results.require(cfg.results / "tables" / "gamma.csv", cfg, "04")
     path = results.write_table(table, "gamma", cfg)
-    with pytest.raises(ValueError, match=r"gamma.csv was made with seed=0, k=7.0, this run has seed=5, k=3.0: run note"):
+    with pytest.raises(
+        ValueError, match=r"gamma.csv was made with seed=0, k=7.0, this run has seed=5, k=3.0: run note"
+    ):
         results.require(path, resolve("smoke", seed=5, overrides={"k": 3.0}), "04")
     path.write_text("gamma\n1\n")
     with pytest.raises(ValueError, match="not the file that gamma.json describes"):

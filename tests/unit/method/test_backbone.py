@@ -1,4 +1,6 @@
-"""Where a backbone comes from: hub layout, folder, single file; what is remembered, compared, cached and refused."""
+"""Where a backbone comes from: hub layout, folder, single file; what is remembered, compared, cached and
+refused.
+"""
 
 import json
 import types
@@ -16,7 +18,9 @@ from ifcsr_lib import backbone, models, sd21
 from ifcsr_lib.cli import main
 from ifcsr_lib.config import resolve
 
-TINY = {  # one level of attention, as small as the classes allow; what differs between the two is what differs in full size
+# one level of attention, as small as the classes allow; what differs between the two is what differs in full
+# size
+TINY = {
     "sd21": dict(attention_head_dim=[2, 4], cross_attention_dim=16, use_linear_projection=True),
     "sd15": dict(attention_head_dim=8, cross_attention_dim=24, use_linear_projection=False),
 }
@@ -33,29 +37,52 @@ def write_backbone(folder, shape):
     """A tiny backbone of an SD shape in diffusers' layout, text encoder and tokenizer included."""
     torch.manual_seed(0)
     UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         **TINY[shape],
-    ).save_pretrained(folder / "unet")  # fmt: skip
+    ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=1,
-        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4, sample_size=64,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    ).save_pretrained(folder / "vae")
     text = CLIPTextConfig(
-        vocab_size=6, hidden_size=TINY[shape]["cross_attention_dim"], intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=77, hidden_act="gelu" if shape == "sd21" else "quick_gelu",
+        vocab_size=6,
+        hidden_size=TINY[shape]["cross_attention_dim"],
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        hidden_act="gelu" if shape == "sd21" else "quick_gelu",
         projection_dim=16,
-    )  # fmt: skip
+    )
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
-    words = ["!", "a", "b", "c", "<|startoftext|>", "<|endoftext|>"]  # "!" is 0 and the markers are last, as in CLIP's
+    # "!" is 0 and the markers are last, as in CLIP's
+    words = ["!", "a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
     (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": words[4], "eos_token": words[5],
-        "unk_token": words[5], "pad_token": words[0] if shape == "sd21" else words[5],
-    }))  # fmt: skip
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": 77,
+                "bos_token": words[4],
+                "eos_token": words[5],
+                "unk_token": words[5],
+                "pad_token": words[0] if shape == "sd21" else words[5],
+            }
+        )
+    )
     return folder
 
 
@@ -83,7 +110,9 @@ def cfg_of(place):
 
 def count(cls, config):
     with torch.device("meta"):
-        return sum(p.numel() for p in (cls(**config) if isinstance(config, dict) else cls(config)).parameters())
+        return sum(
+            p.numel() for p in (cls(**config) if isinstance(config, dict) else cls(config)).parameters()
+        )
 
 
 @pytest.mark.parametrize(
@@ -111,15 +140,31 @@ def test_describe_paper(capsys, monkeypatch):
 
 def test_describe_sd15_and_pocket(capsys):
     """SD 1.5 adapts as many modules; pocket is here, so its hash is told."""
-    assert main(["describe", "--profile", "paper", "--set", "backbone=stable-diffusion-v1-5/stable-diffusion-v1-5"]) == 0
+    assert (
+        main(
+            [
+                "describe",
+                "--profile",
+                "paper",
+                "--set",
+                "backbone=stable-diffusion-v1-5/stable-diffusion-v1-5",
+            ]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
-    assert told["parameters"]["unet"] == 859_520_964 and told["lora"]["modules"] == 258 and told["prompt_width"] == 768
+    assert (
+        told["parameters"]["unet"] == 859_520_964
+        and told["lora"]["modules"] == 258
+        and told["prompt_width"] == 768
+    )
     assert main(["describe", "--profile", "pocket"]) == 0
     told, model = json.loads(capsys.readouterr().out), models.new(resolve("pocket"))
     assert told["backbone"] == model.source and len(told["backbone"]["files"]) == 2
     assert told["parameters"]["adapter"] == sum(p.numel() for p in model.adapter("fidelity").values())
     card = json.loads((models.POCKET / "adapters" / "ifcsr.json").read_text())
-    assert card["backbone"]["hash"] == told["backbone"]["hash"]  # hashed as it was when these adapters were trained
+    # hashed as it was when these adapters were trained
+    assert card["backbone"]["hash"] == told["backbone"]["hash"]
 
 
 def test_describe_an_unknown_backbone(capsys):
@@ -137,13 +182,18 @@ def test_default_is_a_known_copy():
 def test_hub_layout(folder, tmp_path, monkeypatch):
     """A hub id through huggingface_hub's cache; the prompt is the text encoder's, which is loaded once."""
     snapshot = in_hub_cache(tmp_path, "owner/tiny", folder)
-    encoder, tokenizer = CLIPTextModel.from_pretrained(snapshot / "text_encoder"), CLIPTokenizer.from_pretrained(snapshot / "tokenizer")
+    encoder, tokenizer = (
+        CLIPTextModel.from_pretrained(snapshot / "text_encoder"),
+        CLIPTokenizer.from_pretrained(snapshot / "tokenizer"),
+    )
     ids = tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
     model = ifcsr.load("owner/tiny", device="cpu")
     with torch.inference_mode():
         assert torch.equal(model.prompt, encoder(ids)[0])
     assert model.source["id"] == "owner/tiny" and set(model.source["files"]) == {
-        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}  # fmt: skip
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
     ends = model.endpoints(torch.rand(1, 3, 16, 16))
     assert torch.equal(ends.x_fid, ends.x_real) and ends.x_fid.shape == (1, 3, 64, 64)  # untrained adapters
 
@@ -168,7 +218,9 @@ def test_changed_hub_files_are_told(tmp_path):
     state = load_file(weights)
     state["quant_conv.bias"] += 1
     save_file(state, weights)
-    with pytest.raises(ValueError, match="owner/tiny.*vae/diffusion_pytorch_model.safetensors.*remove 'owner/tiny@default'"):
+    with pytest.raises(
+        ValueError, match="owner/tiny.*vae/diffusion_pytorch_model.safetensors.*remove 'owner/tiny@default'"
+    ):
         backbone.load_backbone(cfg)
     record.unlink()
     assert backbone.load_backbone(cfg)[3]["hash"] != first["hash"]
@@ -201,20 +253,37 @@ def test_missing_parts_are_named(tmp_path, part, error):
 
 def test_only_variants_are_no_weights(tmp_path):
     folder = write_backbone(tmp_path / "sd", "sd21")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    )
     with pytest.raises(FileNotFoundError, match="no unet/diffusion_pytorch_model.safetensors"):
         backbone.load_backbone(cfg_of(folder))
 
 
 def test_what_is_downloaded():
     """Of a repository such as SD 2.1-base's: what is read, once, and none of the 5 GB single files."""
-    read = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/vocab.json",
-            "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
-            "ifcsr.json", "fidelity.safetensors"]  # fmt: skip
-    left = ["v2-1_512-ema-pruned.safetensors", "v2-1_512-ema-pruned.ckpt", "unet/diffusion_pytorch_model.bin",
-            "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
-            "text_encoder/model.fp16.safetensors", "safety_checker/model.safetensors", "vae/diffusion_pytorch_model.fp16.bin",
-            "README.md"]  # fmt: skip
+    read = [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "tokenizer/vocab.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "ifcsr.json",
+        "fidelity.safetensors",
+    ]
+    left = [
+        "v2-1_512-ema-pruned.safetensors",
+        "v2-1_512-ema-pruned.ckpt",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "safety_checker/model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.bin",
+        "README.md",
+    ]
     chosen = huggingface_hub.utils.filter_repo_objects(
         read + left, allow_patterns=backbone.WANTED, ignore_patterns=backbone.UNWANTED
     )
@@ -226,7 +295,9 @@ def test_what_is_downloaded():
 
 def hub_error(kind):
     answer = types.SimpleNamespace(headers={}, request=None)
-    return kind("text of the hub", response=answer) if issubclass(kind, errors.HfHubHTTPError) else kind("text")
+    return (
+        kind("text of the hub", response=answer) if issubclass(kind, errors.HfHubHTTPError) else kind("text")
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,27 +336,49 @@ def test_offline(capsys, tmp_path):
 
 
 def unet_to_ldm(state, levels=2, layers=1):
-    """diffusers' UNet keys -> LDM's, written from the two naming schemes and not from diffusers' converter."""
-    heads = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-             "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
-             "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}  # fmt: skip
+    """diffusers' UNet keys -> LDM's, written from the two naming schemes and not from diffusers'
+    converter.
+    """
+    heads = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
     for i in range(levels):
         for j in range(layers + 1):
             n = i * (layers + 1) + j
-            heads |= {f"down_blocks.{i}.resnets.{j}": f"input_blocks.{n + 1}.0", f"up_blocks.{i}.resnets.{j}": f"output_blocks.{n}.0",
-                      f"down_blocks.{i}.attentions.{j}": f"input_blocks.{n + 1}.1",
-                      f"up_blocks.{i}.attentions.{j}": f"output_blocks.{n}.1"}  # fmt: skip
+            heads |= {
+                f"down_blocks.{i}.resnets.{j}": f"input_blocks.{n + 1}.0",
+                f"up_blocks.{i}.resnets.{j}": f"output_blocks.{n}.0",
+                f"down_blocks.{i}.attentions.{j}": f"input_blocks.{n + 1}.1",
+                f"up_blocks.{i}.attentions.{j}": f"output_blocks.{n}.1",
+            }
         heads[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(i + 1) * (layers + 1)}.0.op"
         attends = any(k.startswith(f"up_blocks.{i}.attentions") for k in state)
-        heads[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{(i + 1) * (layers + 1) - 1}.{2 if attends else 1}.conv"
-    inner = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
-             "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}  # fmt: skip
+        heads[f"up_blocks.{i}.upsamplers.0.conv"] = (
+            f"output_blocks.{(i + 1) * (layers + 1) - 1}.{2 if attends else 1}.conv"
+        )
+    inner = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "time_emb_proj": "emb_layers.1",
+        "conv_shortcut": "skip_connection",
+    }
     out = {}
     for key, value in state.items():
         head = max((h for h in heads if key.startswith(f"{h}.")), key=len)
         rest = key[len(head) + 1 :]
         first, _, last = rest.partition(".")
-        out[f"model.diffusion_model.{heads[head]}.{f'{inner[first]}.{last}' if '.resnets.' in head else rest}"] = value
+        out[
+            f"model.diffusion_model.{heads[head]}.{f'{inner[first]}.{last}' if '.resnets.' in head else rest}"
+        ] = value
     return out
 
 
@@ -298,9 +391,11 @@ def vae_to_ldm(state, levels=4):
             new = new.replace(f"mid_block.resnets.{j}.", f"mid.block_{j + 1}.")
         for i in range(levels):
             new = new.replace(f"down_blocks.{i}.resnets.", f"down.{i}.block.").replace(
-                f"down_blocks.{i}.downsamplers.0.", f"down.{i}.downsample.")  # fmt: skip
+                f"down_blocks.{i}.downsamplers.0.", f"down.{i}.downsample."
+            )
             new = new.replace(f"up_blocks.{i}.resnets.", f"up.{levels - 1 - i}.block.").replace(
-                f"up_blocks.{i}.upsamplers.0.", f"up.{levels - 1 - i}.upsample.")  # fmt: skip
+                f"up_blocks.{i}.upsamplers.0.", f"up.{levels - 1 - i}.upsample."
+            )
         if "mid_block.attentions.0." in new:
             new = new.replace("mid_block.attentions.0.", "mid.attn_1.")
             for theirs, ldm in inner.items():
@@ -315,9 +410,17 @@ def text_to_ldm(state, shape):
     state = {k.removeprefix("text_model."): v for k, v in state.items() if "position_ids" not in k}
     if shape == "sd15":
         return {f"cond_stage_model.transformer.text_model.{k}": v for k, v in state.items()}
-    names = {"embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding": "token_embedding",
-             "final_layer_norm": "ln_final", "encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1",
-             "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn"}  # fmt: skip
+    names = {
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "embeddings.token_embedding": "token_embedding",
+        "final_layer_norm": "ln_final",
+        "encoder.layers": "transformer.resblocks",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn": "attn",
+    }
     out = {}
     for key, value in state.items():
         if ".q_proj." in key:
@@ -341,7 +444,9 @@ def single_file(folder, shape, path):
 
 @pytest.mark.parametrize("shape", ["sd21", "sd15"])
 def test_single_file_equals_its_folder(tmp_path, shape):
-    """The same weights as one LDM file, its configurations beside it, give the same network and the same prompt."""
+    """The same weights as one LDM file, its configurations beside it, give the same network and the same
+    prompt.
+    """
     folder = write_backbone(tmp_path / "sd", shape)
     path = single_file(folder, shape, folder / "tiny.safetensors")
     a, b = ifcsr.load(folder, device="cpu"), ifcsr.load(path, device="cpu")

@@ -51,12 +51,17 @@ def test_bad_settings(kwargs, error):
 
 
 def test_the_hash_is_of_what_differs_from_the_defaults(monkeypatch):
-    """sha256 of JSON that can be written by hand: the profile, and fields that are not at their default, in order."""
+    """sha256 of JSON that can be written by hand: the profile, and fields that are not at their default, in
+    order.
+    """
     text = '{"k":3.0,"profile":"paper","rank":8,"seed":5}'
     cfg = resolve("paper", seed=5, overrides={"rank": 8, "k": 3, "workers": 4})
     assert cfg.hash == hashlib.sha256(text.encode()).hexdigest()[:12]
     assert resolve("paper").hash == hashlib.sha256(b'{"profile":"paper"}').hexdigest()[:12]
-    hashes = {resolve("pocket", overrides=o).hash for o in ({}, {"patch": 512}, {"heldout": 512}, {"heldout": 320}, {"border": 0})}
+    hashes = {
+        resolve("pocket", overrides=o).hash
+        for o in ({}, {"patch": 512}, {"heldout": 512}, {"heldout": 320}, {"border": 0})
+    }
     assert len(hashes) == 5  # back to the class's default is not the profile's own value
 
     more = dataclasses.make_dataclass("More", [("new", float, 0.0)], bases=(Config,), frozen=True)
@@ -69,8 +74,12 @@ def test_the_hash_is_of_what_differs_from_the_defaults(monkeypatch):
 def test_what_makes_a_model_is_read_from_any_version():
     cfg = resolve("pocket", seed=2, overrides={"rank": 8, "k": 2.0, "tile": 0})
     again = resolve_model(cfg.model)
-    assert again == resolve("pocket", seed=2, overrides={"rank": 8, "tile": 0}) and tuple(cfg.model) == MODEL_FIELDS
-    assert resolve_model({**cfg.asdict(), "texture": 1.0, "csd_prompt": "sharp"}) == again  # a whole Config, of an older version
+    assert (
+        again == resolve("pocket", seed=2, overrides={"rank": 8, "tile": 0})
+        and tuple(cfg.model) == MODEL_FIELDS
+    )
+    # a whole Config, of an older version
+    assert resolve_model({**cfg.asdict(), "texture": 1.0, "csd_prompt": "sharp"}) == again
     assert resolve_model({"profile": "paper"}) == resolve("paper")
     noise = resolve("pocket", overrides={"preset": "noise", "scale": 1})
     assert resolve_model(noise.model).scale == 1

@@ -13,15 +13,25 @@ def autoencoder_dc():
     """Two levels, so a factor of 2."""
     block = {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock"}
     return AutoencoderDC(
-        latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()), attention_head_dim=4, **block,
-    ).eval()  # fmt: skip
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        attention_head_dim=4,
+        **block,
+    ).eval()
 
 
 def autoencoder_tiny():
-    return AutoencoderTiny(encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
-                           num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)).eval()  # fmt: skip
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ).eval()
 
 
 @pytest.mark.parametrize(("make", "factor"), [(autoencoder_dc, 2), (autoencoder_tiny, 4)])
@@ -37,8 +47,14 @@ def test_without_a_posterior_noise_changes_nothing(make, factor):
 
 
 def test_a_posterior_is_sampled_with_the_noise_given():
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
-                        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     assert has_posterior(vae)
     assert pixels_per_latent(vae) == 2
     with torch.inference_mode():

@@ -45,7 +45,9 @@ def test_normalised_loss_ignores_the_weights_scale():
 
 
 def test_layer_distances_are_lpips(monkeypatch):
-    """With the same (random) VGG16 under both, sum_l D_l equals the lpips package's own distance within 1e-5."""
+    """With the same (random) VGG16 under both, sum_l D_l equals the lpips package's own distance
+    within 1e-5.
+    """
     import lpips
     from torchvision.models import vgg
 
@@ -53,7 +55,9 @@ def test_layer_distances_are_lpips(monkeypatch):
     monkeypatch.setattr(lpips.pretrained_networks.tv, "vgg16", lambda **_: SimpleNamespace(features=layers))
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     net = VGG16Features(pretrained=False)
-    net.stages.load_state_dict({f"{s}.{n}": p for s, part in enumerate(_slices(reference)) for n, p in part.items()})
+    net.stages.load_state_dict(
+        {f"{s}.{n}": p for s, part in enumerate(_slices(reference)) for n, p in part.items()}
+    )
     a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     ours = FeatureDistance(net, lpips_lins())(a, b)
     with torch.inference_mode():

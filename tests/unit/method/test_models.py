@@ -1,4 +1,6 @@
-"""Facts of the two-adapter model: what is adapted, what one step is, what saving keeps, what loading refuses."""
+"""Facts of the two-adapter model: what is adapted, what one step is, what saving keeps, what
+loading refuses.
+"""
 
 import json
 import shutil
@@ -43,13 +45,17 @@ def test_one_step_is_plain_subtraction(model):
 
 
 def test_endpoints_equal_separate_passes(model):
-    """Both ends at once, in turn (CPU) or in one batch (GPU), against two passes of one adapter each, within 1e-5."""
+    """Both ends at once, in turn (CPU) or in one batch (GPU), against two passes of one adapter each, within
+    1e-5.
+    """
     lq = torch.rand(2, 3, 16, 16)
     ends, b = model.endpoints(lq, colour_fix="none"), model.cfg.border
     assert b == 16  # smoke's; sides of 64 + 2 * 16 are multiples of 16 already
     with torch.inference_mode():
         for name, x in zip(models.ADAPTERS, (ends.x_fid, ends.x_real)):
-            alone = model.restore(F.pad(upsample(lq), (b,) * 4, mode="reflect"), name).clamp(0, 1)[..., b:-b, b:-b]
+            alone = model.restore(F.pad(upsample(lq), (b,) * 4, mode="reflect"), name).clamp(0, 1)[
+                ..., b:-b, b:-b
+            ]
             assert (alone - x).abs().max() < 1e-5
     z = model.encode(upsample(lq))
     with torch.no_grad():
@@ -115,7 +121,9 @@ def test_a_saved_model_finds_its_backbone_elsewhere(tiny_cfg, tiny_backbone, tmp
     shutil.move(tmp_path / "there", tmp_path / "moved")
     with pytest.raises((ValueError, OSError)):
         models.load(tmp_path / "m", "cpu")
-    assert models.load(tmp_path / "m", "cpu", backbone=tmp_path / "moved").cfg.backbone == str(tmp_path / "moved")
+    assert models.load(tmp_path / "m", "cpu", backbone=tmp_path / "moved").cfg.backbone == str(
+        tmp_path / "moved"
+    )
 
 
 def test_the_file_loads_through_diffusers(model, tmp_path, tiny_backbone):
@@ -200,9 +208,15 @@ def test_loading_refuses(model, tmp_path, damage, error):
 
 
 def _older(folder, **changes):
-    """The card as "ifcsr 1" had it: every field of the Config of its time, among them some that this kit no longer has."""
+    """The card as "ifcsr 1" had it: every field of the Config of its time, among them some that this kit no
+    longer has.
+    """
     card = json.loads((folder / "ifcsr.json").read_text())
-    fields = resolve("smoke").asdict() | card.pop("model") | {"k": 2.0, "equivariance": 1.0, "grain": False, "texture": 0.0}
+    fields = (
+        resolve("smoke").asdict()
+        | card.pop("model")
+        | {"k": 2.0, "equivariance": 1.0, "grain": False, "texture": 0.0}
+    )
     card |= {"format": "ifcsr 1", "config": fields | changes, "config_hash": "6a1c9f391128", "provenance": {}}
     (folder / "ifcsr.json").write_text(json.dumps(card))
     return card
@@ -212,10 +226,15 @@ def test_the_card_holds_what_makes_the_model_and_how_it_was_trained(tiny_cfg, tm
     cfg = tiny_cfg.replace(k=2.0, lr=0.5, rank=2, tile=512)
     model = randomised(models.new(cfg))
     card = json.loads((model.save(tmp_path / "m") / "ifcsr.json").read_text())
-    assert tuple(card["model"]) == tuple(sorted(MODEL_FIELDS)) and "k" not in card["model"] and "config" not in card
+    assert (
+        tuple(card["model"]) == tuple(sorted(MODEL_FIELDS))
+        and "k" not in card["model"]
+        and "config" not in card
+    )
     assert card["provenance"]["config"]["k"] == 2.0 and card["provenance"]["hash"] == cfg.hash
     again = ifcsr.load(tmp_path / "m", device="cpu")
-    assert again.cfg == tiny_cfg.replace(rank=2, tile=512)  # how it was trained is no setting of what is loaded
+    # how it was trained is no setting of what is loaded
+    assert again.cfg == tiny_cfg.replace(rank=2, tile=512)
     copy = json.loads((again.save(tmp_path / "copy") / "ifcsr.json").read_text())
     assert {**copy, "adapters": card["adapters"]} == card  # it is told all the same
     made = json.loads((model.save(tmp_path / "p", {"seconds": 1}) / "ifcsr.json").read_text())
@@ -243,7 +262,10 @@ def test_a_model_with_grain_is_refused(model, tmp_path, how):
         ifcsr.load(folder, device="cpu")
 
 
-@pytest.mark.parametrize("wrong", [[], {"format": "ifcsr 2"}, {"model": {}}, {"model": {"profile": "smoke", "rank": "four"}}, {"model": 3}])
+@pytest.mark.parametrize(
+    "wrong",
+    [[], {"format": "ifcsr 2"}, {"model": {}}, {"model": {"profile": "smoke", "rank": "four"}}, {"model": 3}],
+)
 def test_a_card_that_makes_no_sense_is_damaged(model, tmp_path, wrong):
     folder = model.save(tmp_path / "m")
     (folder / "ifcsr.json").write_text(json.dumps(wrong))
@@ -253,12 +275,16 @@ def test_a_card_that_makes_no_sense_is_damaged(model, tmp_path, wrong):
 
 def test_the_shipped_card_is_of_this_form():
     card = json.loads((models.SHIPPED["pocket"] / "ifcsr.json").read_text())
-    assert set(card) == {"format", "backbone", "model", "adapters", "provenance"} and list(models.SHIPPED) == ["pocket"]
+    assert set(card) == {"format", "backbone", "model", "adapters", "provenance"} and list(
+        models.SHIPPED
+    ) == ["pocket"]
     assert card["model"] == resolve("pocket").model and card["provenance"]["config"]["k"] == 2.0
 
 
 def test_the_second_shipped_model_is_gone():
-    with pytest.raises(ValueError, match='^the model "pocket-texture" was removed from this kit; use "pocket"$'):
+    with pytest.raises(
+        ValueError, match='^the model "pocket-texture" was removed from this kit; use "pocket"$'
+    ):
         ifcsr.load("pocket-texture")
 
 

@@ -1,4 +1,6 @@
-"""The adapters in stock diffusers, IFCSRPipeline written and read again, and why a gamma is no single network."""
+"""The adapters in stock diffusers, IFCSRPipeline written and read again, and why a gamma is no single
+network.
+"""
 
 import json
 from pathlib import Path
@@ -36,17 +38,29 @@ def same(a, b):
 
 
 def stock(tiny_backbone):
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
     vae = models.load_backbone(ifcsr.resolve("smoke", overrides={"backbone": str(tiny_backbone)}))[1]
     unet = UNet2DConditionModel.from_pretrained(tiny_backbone / "unet")
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=None, unet=unet, safety_checker=None, feature_extractor=None,
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text,
+        tokenizer=None,
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        requires_safety_checker=False,
+    )
 
 
 def test_adapters_in_a_stock_pipeline(model, tiny_backbone, tmp_path):
-    """load_lora_weights of StableDiffusionPipeline reads both files, and its UNet then predicts what ours does."""
+    """load_lora_weights of StableDiffusionPipeline reads both files, and its UNet then predicts what ours
+    does.
+    """
     folder, pipe = model.save(tmp_path / "saved"), stock(tiny_backbone)
     z = torch.randn(1, 4, 8, 8)
     for name in models.ADAPTERS:
@@ -54,7 +68,9 @@ def test_adapters_in_a_stock_pipeline(model, tiny_backbone, tmp_path):
     for name in models.ADAPTERS:
         pipe.set_adapters(name)
         with torch.inference_mode():
-            assert (pipe.unet(z, model.cfg.timestep, model.prompt).sample - model.eps(z, name)).abs().max() < 1e-5
+            assert (
+                pipe.unet(z, model.cfg.timestep, model.prompt).sample - model.eps(z, name)
+            ).abs().max() < 1e-5
 
 
 def test_no_mix_of_the_adapters_is_the_blend_of_the_images(model, tiny_backbone, tmp_path, lq):
@@ -72,7 +88,9 @@ def test_no_mix_of_the_adapters_is_the_blend_of_the_images(model, tiny_backbone,
 
 
 def test_round_trip(model, tmp_path, lq):
-    """Written and read again: the same bits out, the same settings, and no path of this machine in what is published."""
+    """Written and read again: the same bits out, the same settings, and no path of this machine in what is
+    published.
+    """
     pipe = IFCSRPipeline.of(model)
     assert same(pipe.endpoints(lq), model.endpoints(lq))
     pipe.save_pretrained(tmp_path / "pipe")
@@ -80,10 +98,13 @@ def test_round_trip(model, tmp_path, lq):
     assert same(again.endpoints(lq), model.endpoints(lq))
     assert again.ifcsr.cfg.replace(backbone=model.cfg.backbone) == model.cfg
     assert again.ifcsr.source["hash"] == model.source["hash"]
-    written = sorted(p.relative_to(tmp_path / "pipe").as_posix() for p in (tmp_path / "pipe").rglob("*") if p.is_file())
+    written = sorted(
+        p.relative_to(tmp_path / "pipe").as_posix() for p in (tmp_path / "pipe").rglob("*") if p.is_file()
+    )
     weights = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("adapters", "unet", "vae")]
     assert set(written) >= {*weights, "README.md", "model_index.json"}
-    assert set(weights) == variant_compatible_siblings(written, variant=None, ignore_patterns=[])[0]  # a download keeps them
+    # a download keeps them
+    assert set(weights) == variant_compatible_siblings(written, variant=None, ignore_patterns=[])[0]
     for name in written:
         if not name.endswith(".safetensors"):
             assert str(tmp_path.parent.parent) not in (tmp_path / "pipe" / name).read_text()
@@ -183,7 +204,13 @@ def test_an_older_pipeline_is_read_and_one_with_grain_refused(model, tmp_path, l
     path = tmp_path / "pipe" / "adapters" / "config.json"
     config = json.loads(path.read_text())
     assert config["settings"] == model.cfg.model | {"backbone": Path(model.cfg.backbone).name}
-    config["settings"] = {**model.cfg.asdict(), "backbone": config["settings"]["backbone"], "k": 2.0, "texture": 0.5, "grain": False}
+    config["settings"] = {
+        **model.cfg.asdict(),
+        "backbone": config["settings"]["backbone"],
+        "k": 2.0,
+        "texture": 0.5,
+        "grain": False,
+    }
     path.write_text(json.dumps(config))
     again = IFCSRPipeline.from_pretrained(tmp_path / "pipe")
     assert same(again.endpoints(lq), model.endpoints(lq)) and again.ifcsr.cfg.k == 7.0

@@ -1,4 +1,6 @@
-"""Inference of any size: tiles equal the whole where the receptive field allows it, and show no seam where it does not."""
+"""Inference of any size: tiles equal the whole where the receptive field allows it, and show no seam where it
+does not.
+"""
 
 import pytest
 import torch
@@ -22,13 +24,22 @@ def _local():
     """A real UNet and AutoencoderTiny without attention and without norms: it looks 45 pixels far at most."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8,), layers_per_block=1, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), mid_block_type=None, cross_attention_dim=16, norm_num_groups=4,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
     vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), latent_channels=4,
-    )  # fmt: skip
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    )
     cfg = resolve("smoke", overrides={"tile": 448, "tile_overlap": 192, "colour_fix": "none"})
     model = models.IFCSR(cfg, _without_norms(unet), vae, torch.randn(1, 3, 16), {"id": "local", "hash": "0"})
     with torch.no_grad():
@@ -80,7 +91,9 @@ def test_the_receptive_field_is_under_a_quarter_of_the_overlap(local):
 
 @pytest.mark.parametrize("h, w", [(128, 160), (150, 113), (16, 600), (600, 16)])
 def test_tiles_equal_the_whole(local, h, w):
-    """Under 1e-3 is asked; only the order of float32 sums differs, so 1e-5 holds, up to the image's border."""
+    """Under 1e-3 is asked; only the order of float32 sums differs, so 1e-5 holds, up to the image's
+    border.
+    """
     lq = photo(h, w)
     seen, hook = calls(local)
     if min(h, w) == 16:  # 64 x 2400 pixels are few: a lower limit, so that they are tiled all the same
@@ -121,8 +134,18 @@ def test_small_images_take_the_old_path_bit_for_bit(local):
     assert torch.equal(ends.x_fid, expected.x_fid) and torch.equal(ends.x_real, expected.x_real)
 
 
-@pytest.mark.parametrize("side, tile, overlap", [(448, 448, 64), (449, 448, 64), (1000, 256, 128), (2400, 384, 192),
-                                                 (700, 128, 64), (130, 128, 64), (800, 256, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "side, tile, overlap",
+    [
+        (448, 448, 64),
+        (449, 448, 64),
+        (1000, 256, 128),
+        (2400, 384, 192),
+        (700, 128, 64),
+        (130, 128, 64),
+        (800, 256, 0),
+    ],
+)
 def test_weights_sum_to_one(side, tile, overlap):
     total = torch.zeros(side)
     windows = tiling.windows(side, tile, overlap)
@@ -137,9 +160,10 @@ def test_weights_sum_to_one(side, tile, overlap):
 
 
 def test_no_seam_with_the_pocket_weights():
-    """The pocket UNet has attention and group norms, so that tiles differ. On a smooth image the jumps between the
-    columns where two tiles are joined are no larger than elsewhere (by the 99th percentile and the mean), nor than in the
-    same columns of the untiled image."""
+    """The pocket UNet has attention and group norms, so that tiles differ. On a smooth image the jumps
+    between the columns where two tiles are joined are no larger than elsewhere (by the 99th percentile and
+    the mean), nor than in the same columns of the untiled image.
+    """
     model = ifcsr.load("pocket", device="cpu")
     model.cfg = model.cfg.replace(tile=256, tile_overlap=128, colour_fix="none")
     y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 128), indexing="ij")
@@ -157,7 +181,8 @@ def test_no_seam_with_the_pocket_weights():
         tiles = getattr(ends, name)
         step = tiles.diff(dim=3).abs().mean((0, 1, 2))  # 511 columns
         at, off = step[joins[1:] & inner[1:]], step[~joins[1:] & inner[1:]]
-        same = getattr(untiled, name).diff(dim=3).abs().mean((0, 1, 2))[joins[1:] & inner[1:]]  # without tiles
+        # without tiles
+        same = getattr(untiled, name).diff(dim=3).abs().mean((0, 1, 2))[joins[1:] & inner[1:]]
         assert at.mean() <= 1.1 * same.mean(), name
         assert at.mean() <= 1.1 * off.mean() and at.quantile(0.99) <= 1.1 * off.quantile(0.99), name
         assert (tiles - getattr(untiled, name)).abs().max() < 0.05, name

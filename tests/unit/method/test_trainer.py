@@ -17,7 +17,8 @@ def moved(model, before):
 
 
 @pytest.mark.parametrize(
-    "stage, names", [(trainer.Stage1, {"fidelity"}), (trainer.Stage2, {"realism"}), (trainer.Joint, {"fidelity", "realism"})]
+    "stage, names",
+    [(trainer.Stage1, {"fidelity"}), (trainer.Stage2, {"realism"}), (trainer.Joint, {"fidelity", "realism"})],
 )
 def test_only_the_right_lora_moves(stage, names, tiny_cfg, crops, tmp_path):
     model = models.new(tiny_cfg)
@@ -99,11 +100,15 @@ def test_worker_processes_degrade_and_change_no_bit(tiny_cfg, crops):
     stage, batch = trainer.Stage1(models.new(cfg), distance()), torch.utils.data.default_collate(samples)
     plain = {k: v for k, v in batch.items() if k != "x_L"}
     assert stage.loss(batch)[0].item() == stage.loss(plain)[0].item()
-    assert torch.equal(stage.inputs({**batch, "x_L": x_L.flip(0)})[1], x_L.flip(0)), "what the worker made is what is used"
+    assert torch.equal(stage.inputs({**batch, "x_L": x_L.flip(0)})[1], x_L.flip(0)), (
+        "what the worker made is what is used"
+    )
 
 
 def test_any_error_leaves_the_last_whole_step(tiny_cfg, crops, tmp_path):
-    """A server that is gone at the third of five steps: two are kept, and the run ends where an unbroken one ends."""
+    """A server that is gone at the third of five steps: two are kept, and the run ends where an unbroken one
+    ends.
+    """
 
     class Gone:
         def __getitem__(self, i):
