@@ -62,7 +62,7 @@ def table(sides=(64, 128), repeats: int = 5, model=None) -> pd.DataFrame:
 
         def twice(x=padded):
             with torch.inference_mode():
-                return [model.restore(x, name).clamp(0, 1) for name in ADAPTERS]
+                return [model.decode(model.one_step(model.encode(x), name)).clamp(0, 1) for name in ADAPTERS]
 
         def batched(x=padded):
             with torch.inference_mode():

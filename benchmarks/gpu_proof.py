@@ -27,6 +27,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from ifcsr_lib import data, loss, models, results, sd21, trainer
 from ifcsr_lib.config import Config, resolve
+from ifcsr_lib.nets import features
+from ifcsr_lib.runs import memory
 
 TINY = dict(
     unet=dict(
@@ -120,11 +122,11 @@ def one_stage(cfg: Config, stage, distance, steps: int, tiny: bool, device: torc
     parts.watch(objective, "distance", "features")
     batch = torch.utils.data.default_collate([crops[i] for i in range(cfg.batch)])
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
-    with trainer.speed_and_memory(objective, cfg):
+    with memory.speed_and_memory(objective, cfg):
         for _ in range(2):  # the first one compiles
             parts.seconds.clear()
-            with trainer.precision(cfg, device):
-                value, _ = objective.loss(batch)
+            with memory.precision(cfg, device):
+                value = objective.loss(batch).loss
             start = now(device)
             value.backward()
             parts.seconds["backward"] = now(device) - start
@@ -140,7 +142,7 @@ def endpoints(cfg: Config, side: int, tiny: bool, device: torch.device, repeats:
     model = random_model(cfg, tiny, device)
     lq = torch.rand(1, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0)).to(device)
     seconds = []
-    with trainer.speed_and_memory(SimpleNamespace(model=model), cfg), trainer.precision(cfg, device):
+    with memory.speed_and_memory(SimpleNamespace(model=model), cfg), memory.precision(cfg, device):
         peak(device, reset=True)
         for _ in range(repeats + 2):
             start = now(device)
@@ -165,8 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cpu" if args.tiny else "cuda")
     cfg = resolve("smoke", overrides={"batch": 1}) if args.tiny else resolve("paper")
     cfg = cfg if args.tiny else cfg.replace(batch=args.batch, patch=args.patch)
-    net = loss.PocketFeatures() if args.tiny else loss.VGG16Features(pretrained=False)
-    lins = [torch.ones(c) for c in loss.PocketFeatures.channels] if args.tiny else loss.lpips_lins()
+    net = features.PocketFeatures() if args.tiny else features.VGG16Features(pretrained=False)
+    lins = [torch.ones(c) for c in features.PocketFeatures.channels] if args.tiny else features.lpips_lins()
     distance, rows = loss.FeatureDistance(net, lins), []
 
     def record(what: str, one: Config, side: int, batch: int, work) -> Path:

@@ -49,9 +49,8 @@ def table(profile: str = "pocket", steps: int = 8, cfg=None, crops=None, distanc
             "crops", lambda s=step: default_collate([crops[s * cfg.batch + i] for i in range(cfg.batch)])
         )
         x_H = batch["x_H"]
-        _, x_L, noise = took("degradation, noise", lambda b=batch: stage.inputs(b))
+        _, _, z = took("degradation, noise, encode", lambda b=batch: stage.inputs(b))
         with torch.no_grad():
-            z = took("encode", lambda x=x_L, n=noise: model.encode(x, n))
             z_fid = took("UNet, fidelity, no graph", lambda z=z: model.one_step(z, "fidelity"))
             x_fid = took("decode, fidelity, no graph", lambda z=z_fid: model.decode(z))
         z_real = took("UNet, realism", lambda z=z: model.one_step(z, "realism"))

@@ -19,7 +19,7 @@ _MODULES = {
     "backbone": "nets.backbone", "pocket": "nets.pocket", "sd21": "nets.sd21",
     "datasets": "data.sets", "remote": "data.remote", "streams": "data.streams",
     "images": "files.images", "portable": "files.portable", "results": "files.results",
-    "benchmark": "evaluate.benchmark", "plan": "cli.dry_run",
+    "benchmark": "evaluate.benchmark", "dry_run": "cli.dry_run",
     "costs": "compare.costs", "peers": "compare.peers", "strategies": "compare.strategies",
 }  # fmt: skip
 __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604

@@ -74,7 +74,7 @@ class Config:
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
     checkpoint_every: int = 500
     # long runs: none of these changes what is learned, only where and how (RECIPES has sets for cards)
-    gradient_accumulation: int = 1  # passes of `batch` images a step: 4 x batch 1 is the paper's batch 4
+    gradient_accumulation: int = 1  # passes of `batch` images per step: 4 x batch 1 is the paper's batch 4
     # compute activations again in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
     compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
@@ -159,7 +159,8 @@ PROFILES: dict[str, dict] = {
     },
 }
 
-# for `-o`/`overrides` by the card's memory; each is the paper's 4 images a step at 512x512. `train --dry-run`
+# for `-o`/`overrides` by the card's memory; each is the paper's 4 images per step at 512x512. `train
+# --dry-run`
 # computes the peak
 RECIPES: dict[str, dict] = {
     "80 GB": {"compile": "inductor", "workers": 8},

@@ -126,7 +126,7 @@ def degrade(
 
     hq: (N, 3, H, W) float32 RGB in [0, 1], any device; H and W multiples of 4, at least 64.
     seed, index: integers >= 0. All randomness of an image comes from its own generator(seed, index), so
-        neither the batch around it nor the number of workers changes it. index: one an image, or an integer
+        neither the batch around it nor the number of workers changes it. index: one per image, or an integer
         (image i: index + i).
     preset: a name of PRESETS.
     trace: also return every stage, [(name of STAGES, [(3, h, w) per image])]; sizes differ between images,
@@ -268,7 +268,7 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
     k = kernels.shape[-1]
     if kernels.shape != (len(x), k, k) or k % 2 == 0:
         raise ValueError(
-            f"kernels came as {tuple(kernels.shape)}; allowed: ({len(x)}, k, k), k odd, one an image"
+            f"kernels came as {tuple(kernels.shape)}; allowed: ({len(x)}, k, k), k odd, one per image"
         )
     p = k // 2
     if p < min(h, w):
@@ -455,6 +455,6 @@ def _check(hq: Tensor, seed: int, preset: str, index: int | Sequence[int]) -> li
         raise ValueError(f"seed={seed}, index={index}; allowed: 0 or more")
     if len(indices) != n:
         raise ValueError(
-            f"index has {len(indices)} entries for {n} images; pass one an image, or one integer"
+            f"index has {len(indices)} entries for {n} images; pass one per image, or one integer"
         )
     return indices

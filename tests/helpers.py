@@ -3,7 +3,8 @@
 import torch
 
 from ifcsr_lib.data import Crops
-from ifcsr_lib.loss import FeatureDistance, PocketFeatures
+from ifcsr_lib.loss import FeatureDistance
+from ifcsr_lib.nets.features import PocketFeatures
 
 
 def rand(*shape: int, seed=0) -> torch.Tensor:

@@ -131,7 +131,7 @@ def counted() -> dict[tuple[str, int], dict]:
 
 def recipes(_) -> list[str]:
     """Memory and hours of each recipe as the dry run computes them."""
-    from ifcsr_lib import plan
+    from ifcsr_lib import dry_run
     from ifcsr_lib.config import resolve
 
     out = head(
@@ -139,7 +139,7 @@ def recipes(_) -> list[str]:
     )
     for recipe, settings, note, card in RECIPE_ROWS:
         one = [counted()[recipe, stage] for stage in (1, 2)]
-        rate = next(value for name, value in plan.CARDS.items() if card.endswith(name))
+        rate = next(value for name, value in dry_run.CARDS.items() if card.endswith(name))
         hours = [resolve("paper").steps_fidelity * c["operations"] / rate / 3600 for c in one]
         digits = 0 if max(hours) > 20 else 1
         peaks = ", ".join(f"{c['peak'] / 1e9:.1f}" for c in one)
@@ -156,12 +156,12 @@ def recipes(_) -> list[str]:
 
 def transcript(cards: str, recipe: str) -> str:
     """The command of a dry run and what it prints."""
-    from ifcsr_lib import plan
+    from ifcsr_lib import dry_run
     from ifcsr_lib.config import RECIPES, resolve
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        plan.dry_run(resolve("paper", overrides=RECIPES[recipe]), 1, cards, counted()[recipe, 1])
+        dry_run.dry_run(resolve("paper", overrides=RECIPES[recipe]), 1, cards, counted()[recipe, 1])
     command = f'train --profile paper --stage 1 --recipe "{recipe}" --dry-run --cards "{cards}"'
     return f"$ python -m ifcsr_lib {command}\n{printed.getvalue()}"
 
@@ -223,14 +223,15 @@ def count() -> None:
     """Count every recipe's memory and operations, into results/paper/tables/training_cost.csv."""
     import pandas as pd
 
-    from ifcsr_lib import plan, results
+    from ifcsr_lib import dry_run, results
     from ifcsr_lib.config import RECIPES, resolve
 
     rows = []
     for recipe, overrides in RECIPES.items():
         for stage in (1, 2):
             rows.append(
-                {"recipe": recipe, "stage": stage} | plan.cost(resolve("paper", overrides=overrides), stage)
+                {"recipe": recipe, "stage": stage}
+                | dry_run.cost(resolve("paper", overrides=overrides), stage)
             )
             print(rows[-1], flush=True)
     print(results.write_table(pd.DataFrame(rows), COST, resolve("paper")))

@@ -19,9 +19,45 @@ def add(p: argparse.ArgumentParser) -> None:
     add_run_options(p, "rank=8 backbone=stabilityai/sd-turbo")
 
 
-def run(args: argparse.Namespace) -> int:
-    cfg = config(args)
-    from ..models import describe
+def describe(cfg) -> dict:
+    """Sizes, adapters and backbone of a Config as a JSON-ready dict; the network is built on the meta device.
 
-    print(json.dumps(describe(cfg), indent=1))
+    Downloads nothing: a backbone that is not here is described by its published shape, with hash None.
+    """
+    import torch
+
+    from ..nets.backbone import shapes
+    from .dry_run import shaped
+
+    unet_config, _, source, where = shapes(cfg)
+    with torch.device("meta"):
+        model = shaped(cfg)
+    adapter = model.adapter("fidelity")
+    size = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    added = sum(p.numel() for name in model.adapters for p in model.adapter(name).values())
+    return {
+        "profile": cfg.profile,
+        "backbone": source or {"id": cfg.backbone, "revision": cfg.revision, "hash": None, "files": None},
+        "configuration": where,
+        "parameters": {
+            "unet": size["unet"] - added,
+            "vae": size["vae"],
+            "adapter": sum(p.numel() for p in adapter.values()),
+        },
+        "lora": {
+            "adapters": list(model.adapters),
+            "modules": len({key.split(".lora_")[0] for key in adapter}),
+            "rank": cfg.rank,
+            "alpha": cfg.lora_alpha,
+        },
+        "prompt_width": unet_config["cross_attention_dim"],
+        "vae_factor": model.vae_factor,
+        "multiple": model.multiple,
+        "config_hash": cfg.hash,
+        "config": cfg.asdict(),
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    print(json.dumps(describe(config(args)), indent=1))
     return 0

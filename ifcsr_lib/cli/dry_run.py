@@ -14,22 +14,25 @@ import warnings
 import weakref
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..config import Config
-from ..loss import FeatureDistance, PocketFeatures, VGG16Features
-from ..models import ADAPTERS, IFCSR
-from ..nets.backbone import shapes
+from ..loss import FeatureDistance
+from ..models import IFCSR
+from ..nets.backbone import shapes, vae_class
+from ..nets.features import PocketFeatures, VGG16Features
 from ..nets.pocket import PROMPT_TOKENS
-from ..trainer import Stage1, Stage2, precision, speed_and_memory
+from ..runs.memory import precision, speed_and_memory
+from ..trainer import Stage1, Stage2
 
 PHOTOS = 95_000  # the paper's training set: FFHQ's first 10,000 and LSDIR's 85,000
 # bytes for CUDA's context, cuDNN's workspaces and fragments, which no count of tensors sees; assumed
 RESERVE = 1.5e9
-# Reached, not peak, operations a second. H100 and A100: PiSA-SR's published .057 s and .09 s an image for
+# Reached, not peak, operations per second. H100 and A100: PiSA-SR's published 0.057 s and 0.09 s per image
+# for
 # encoder, UNet and decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak (49 of
 # 312), assumed to carry over.
 CARDS = {"H100": 78e12, "A100": 49e12, "RTX 4090": 26e12, "RTX 4070": 9e12}
@@ -79,8 +82,7 @@ def shaped(cfg: Config) -> IFCSR:
     a known hub id's).
     """
     unet_config, vae_config, *_ = shapes(cfg)
-    vae_class = AutoencoderTiny if vae_config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
-    unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class.from_config(vae_config)
+    unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class(vae_config).from_config(vae_config)
     prompt = torch.zeros(
         1, PROMPT_TOKENS if cfg.backbone == "pocket" else 77, unet.config.cross_attention_dim
     )
@@ -103,8 +105,7 @@ def cost(cfg: Config, stage: int) -> dict:
     with torch.device("meta"):
         model = shaped(cfg)
         net = VGG16Features(pretrained=False) if cfg.features == "vgg16" else PocketFeatures()
-        channels = (64, 128, 256, 512, 512) if cfg.features == "vgg16" else PocketFeatures.channels
-        objective = objective_class(model, FeatureDistance(net, [torch.ones(c) for c in channels]))
+        objective = objective_class(model, FeatureDistance(net, [torch.ones(c) for c in net.channels]))
     with FakeTensorMode(), Meter() as meter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for net in objective.modules():
@@ -112,8 +113,13 @@ def cost(cfg: Config, stage: int) -> dict:
         x = torch.zeros(cfg.batch, 3, cfg.patch, cfg.patch)
         side = cfg.patch // model.vae_factor
         noise = torch.zeros(cfg.batch, model.unet.config.in_channels, side, side)
-        objective.inputs, objective.gamma = lambda batch: (x, x, noise), lambda batch: 0.5
-        lora = {id(p) for name in ADAPTERS for p in model.adapter(name).values()}
+
+        def inputs(batch):
+            with torch.no_grad():
+                return x, x, model.encode(x, noise)
+
+        objective.inputs, objective.gamma = inputs, lambda batch: 0.5
+        lora = {id(p) for name in model.adapters for p in model.adapter(name).values()}
         parameters = sum(
             p.numel() for p in (*model.unet.parameters(), *model.vae.parameters()) if id(p) not in lora
         )
@@ -128,8 +134,9 @@ def cost(cfg: Config, stage: int) -> dict:
             hooks = _norms_in_float32(model) if cfg.precision == "bf16" else []
             with FlopCounterMode(display=False, custom_mapping=_attention()) as counter:
                 with precision(cfg, torch.device("cpu")):
-                    loss, _ = objective.loss({"x_H": x, "index": torch.arange(cfg.batch)})
-                loss.backward()
+                    step = objective.loss({"x_H": x, "index": torch.arange(cfg.batch)})
+                step.loss.backward()
+                del step
             peak = meter.peak
             for hook in hooks:
                 hook.remove()
@@ -174,8 +181,8 @@ def _norms_in_float32(model: nn.Module) -> list:
 
 
 def dry_run(cfg: Config, stage: int, cards: str = "1x H100", counted: dict | None = None) -> dict:
-    """Print and return what `trainer.run_stage(cfg, stage)` would take on `cards`, such as "1x H100", "1x 24
-    GB" or "8x A100".
+    """Print and return what `runs.recipes.run_stage(cfg, stage)` would take on `cards`, such as "1x H100",
+    "1x 24 GB" or "8x A100".
 
     Nothing is loaded, downloaded or written. counted: what `cost(cfg, stage)` gave, to spare a second count.
     Raises ValueError for a card without a rate (CARDS, BY_MEMORY).

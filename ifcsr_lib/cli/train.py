@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
         dry_run(cfg, args.stage, args.cards)
         return 0
-    from ..trainer import run_stage
+    from ..runs.recipes import run_stage
 
     def show(row: dict) -> None:
         if row["step"] % 50 == 0 or row["step"] in (1, row["steps"]):

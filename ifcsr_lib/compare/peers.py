@@ -22,6 +22,7 @@ from ..control import adain
 from ..files.images import check_images, upsample
 from ..files.results import sha256
 from ..models import IFCSR
+from ..nets.adapters import Adapters
 from ..nets.backbone import load_backbone
 from ..nets.schedule import noise_schedule
 
@@ -47,9 +48,8 @@ class Peer(nn.Module):
 
     def eps(self, z: Tensor, adapters: list[str]) -> Tensor:
         """The UNet's prediction for z (N, C, h, w) with these adapters active together."""
-        self.unet.set_adapter(adapters)
-        self.unet.requires_grad_(False)  # peft makes trainable what it activates
-        return self.unet(z, self.timestep, self.prompt.expand(len(z), -1, -1)).sample
+        with Adapters(self.unet).using(dict.fromkeys(adapters, 1.0)):
+            return self.unet(z, self.timestep, self.prompt.expand(len(z), -1, -1)).sample
 
     @torch.inference_mode()
     def upscale(

@@ -12,24 +12,20 @@ so. Sources: PiSA-SR (CVPR 2025), OSEDiff (NeurIPS 2024), TSD-SR (CVPR 2025), RC
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import warnings
 from collections import Counter
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..control import adain
 from ..data import normal, uniform
 from ..files.images import check_images, upsample
-from ..files.results import sha256
 from ..models import ADAPTERS, IFCSR
 from ..nets.latents import has_posterior
 from ..nets.schedule import noise_schedule
-from ..trainer import _Stage, run_folder, train
+from ..trainer import Objective, Step, run_folder, train
 
 GROUPS = (249, 499, 749)  # RCOD's timesteps, from the mildest degradation to the worst
 COSINES = (0.7, 0.5)  # RCOD's edges between them: cosine of z_L and z_H, in SD's latents
@@ -40,40 +36,12 @@ COSINES = (0.7, 0.5)  # RCOD's edges between them: cosine of z_L and z_H, in SD'
 
 def add_adapter(model: IFCSR, name: str) -> None:
     """Put one more untrained LoRA, of the ends' shape, on the model's UNet; does nothing when it is there."""
-    if name in model.unet.peft_config:
+    if name in model.lora.names:
         return
-    if "." in name:
-        raise ValueError(
-            f"adapter {name!r}: a name without a dot is wanted, it becomes part of the weights' keys"
-        )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _flags_kept(model):
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.cfg.seed)
-        model.unet.add_adapter(copy.deepcopy(model.unet.peft_config["fidelity"]), name)
-    train_only(model)
-
-
-def train_only(model: IFCSR, *names: str) -> dict[str, nn.Parameter]:
-    """`IFCSR.train_only` for any adapters on the UNet: {key: parameter} of what may take gradients now."""
-    model.unet.requires_grad_(False)
-    out = {n: p for n, p in model.unet.named_parameters() if any(f".{name}." in n for name in names)}
-    for p in out.values():
-        p.requires_grad_(True)
-    return out
-
-
-@contextmanager
-def _flags_kept(model: IFCSR):
-    """peft thaws what it activates and freezes the rest; here every LoRA weight keeps its own
-    requires_grad.
-    """
-    flags = [(p, p.requires_grad) for n, p in model.unet.named_parameters() if "lora_" in n]
-    try:
-        yield
-    finally:
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        model._active = None  # the model must switch again before its own next pass
+        model.lora.add(name, model.cfg.rank, model.cfg.lora_alpha)
+    model.lora.train_only()
 
 
 def predict(model: IFCSR, z: Tensor, weights: dict[str, float], t: int | Tensor | None = None) -> Tensor:
@@ -81,48 +49,29 @@ def predict(model: IFCSR, z: Tensor, weights: dict[str, float], t: int | Tensor 
     frozen prior.
 
     t: timestep, 0 to 999, an integer or (N,); None takes cfg.timestep. Nothing stays switched or scaled
-        afterwards.
+    afterwards.
     """
-    unet = model.unet
-    with _flags_kept(model):
-        if weights:
-            unet.set_adapters(list(weights), list(weights.values()))
-        else:
-            unet.disable_adapters()
-    try:
-        t = model.cfg.timestep if t is None else t
-        return unet(z, t, model.prompt.expand(len(z), -1, -1)).sample
-    finally:
-        with _flags_kept(model):
-            if not weights:
-                unet.enable_adapters()
-            elif set(weights.values()) != {1.0}:
-                unet.set_adapters(list(weights), [1.0] * len(weights))  # peft would keep the scale
+    t = model.cfg.timestep if t is None else t
+    with model.lora.using(weights):
+        return model.unet(z, t, model.prompt.expand(len(z), -1, -1)).sample
 
 
 # ---------------------------------------------------------------- what `fit` trains: objectives for trainer.t
 
 
-class _Objective(_Stage):
-    """adapters: what it trains; steps: its share of the budget. The loss on images is the peers' MSE + 2
+class PeerObjective(Objective):
+    """trains: the adapters it adds; steps: its share of the budget. The loss on images is the peers' MSE + 2
     LPIPS.
     """
 
-    adapters: tuple[str, ...] = ()
     steps = 1
 
     @property
     def name(self) -> str:
-        return self.adapters[0]
+        return self.trains[0]
 
     def trainable(self):
-        return train_only(self.model, *self.adapters)
-
-    def latents(self, batch) -> tuple[Tensor, Tensor]:
-        """x_H and a sample of z_L; no gradient."""
-        x_H, x_L, noise = self.inputs(batch)
-        with torch.no_grad():
-            return x_H, self.model.encode(x_L, noise)
+        return self.model.lora.train_only(*self.trains)
 
     def ends(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z_fid, z_real (E7); no gradient."""
@@ -136,47 +85,47 @@ class _Objective(_Stage):
         return d[0] + 2 * d[1:].sum()
 
 
-class TrainSemantic(_Objective):
+class TrainSemantic(PeerObjective):
     """PiSA-SR's second stage: the semantic LoRA on top of the frozen pixel LoRA, which is the fidelity
     adapter.
     """
 
-    adapters = ("semantic",)
+    trains = ("semantic",)
 
     def loss(self, batch):
-        x_H, z = self.latents(batch)
-        return self.on_images(z - predict(self.model, z, {"fidelity": 1.0, "semantic": 1.0}), x_H), {}
+        x_H, _, z = self.inputs(batch)
+        return Step(self.on_images(z - predict(self.model, z, {"fidelity": 1.0, "semantic": 1.0}), x_H))
 
 
-class TrainTimestep(_Objective):
+class TrainTimestep(PeerObjective):
     """RCOD's latent domain grouping: the closer z_L is to z_H, the smaller the timestep the LoRA sees."""
 
-    adapters = ("timestep",)
+    trains = ("timestep",)
     steps = 2
     edges = COSINES
 
     def loss(self, batch):
-        x_H, z = self.latents(batch)
+        x_H, _, z = self.inputs(batch)
         with torch.no_grad():
             t = group(_cosine(z, self.model.encode(x_H)), self.edges)
-        return self.on_images(z - predict(self.model, z, {"timestep": 1.0}, t), x_H), {}
+        return Step(self.on_images(z - predict(self.model, z, {"timestep": 1.0}, t), x_H))
 
 
-class TrainVelocity(_Objective):
+class TrainVelocity(PeerObjective):
     """CTSR-like: v(z_t, t) meets z_real - z_fid on the line z_t = (1 - t) z_fid + t z_real, t ~ U(0, 1)."""
 
-    adapters = ("velocity",)
+    trains = ("velocity",)
 
     def loss(self, batch):
-        z_fid, z_real = self.ends(self.latents(batch)[1])
+        z_fid, z_real = self.ends(self.inputs(batch)[2])
         t = self.gamma(batch)
         v = predict(
             self.model, torch.lerp(z_fid, z_real, t.view(-1, 1, 1, 1)), {"velocity": 1.0}, _unet_time(t)
         )
-        return F.mse_loss(v, z_real - z_fid), {}
+        return Step(F.mse_loss(v, z_real - z_fid))
 
 
-class TrainDistilledTime(_Objective):
+class TrainDistilledTime(PeerObjective):
     """OFTSR-like: the student's points lie on the teacher's path, z(s) = z(t) + (s - t) v(z(t), t) for t < s.
 
     z(t) = z_L - eps(z_L, t). The right side takes no gradient; the path starts where the fidelity end is,
@@ -185,14 +134,14 @@ class TrainDistilledTime(_Objective):
 
     # DECISION D45: the teacher's path leads from the fidelity to the realism end; theirs come from noise or
     # from LQ
-    adapters = ("distilled_t",)
+    trains = ("distilled_t",)
 
     def loss(self, batch):
-        _, z = self.latents(batch)
+        z = self.inputs(batch)[2]
         s = self.gamma(batch)
         t = s * uniform(self.cfg.seed + 1, batch["index"]).to(s)
         with torch.no_grad():
-            z_fid = z - predict(self.model, z, {"fidelity": 1.0})  # model.eps would freeze the student
+            z_fid = z - predict(self.model, z, {"fidelity": 1.0})
             z_t = z - predict(self.model, z, {"distilled_t": 1.0}, _unet_time(t))
             target = z_t + (s - t).view(-1, 1, 1, 1) * predict(
                 self.model, z_t, {"velocity": 1.0}, _unet_time(t)
@@ -201,10 +150,10 @@ class TrainDistilledTime(_Objective):
         z_s, z_0 = (
             torch.cat([z, z]) - predict(self.model, torch.cat([z, z]), {"distilled_t": 1.0}, times)
         ).chunk(2)
-        return F.mse_loss(z_s, target) + F.mse_loss(z_0, z_fid), {}
+        return Step(F.mse_loss(z_s, target) + F.mse_loss(z_0, z_fid))
 
 
-class TrainOSEDiff(_Objective):
+class TrainOSEDiff(PeerObjective):
     """MSE + 2 LPIPS + vsd x variational score distillation: the frozen prior's score against a critic's,
     itself a LoRA.
 
@@ -216,7 +165,7 @@ class TrainOSEDiff(_Objective):
 
     # DECISION D46: the teacher is the prior with the empty prompt, t ~ U(20, 980), w from DMD as OSEDiff's
     # program has it
-    adapters = ("osediff", "osediff_critic")
+    trains = ("osediff", "osediff_critic")
     steps = 2
     vsd, tsm = 1.0, 0.0
 
@@ -225,12 +174,12 @@ class TrainOSEDiff(_Objective):
         self.schedule = noise_schedule()
 
     def loss(self, batch):
-        x_H, z = self.latents(batch)
-        student, critic = self.adapters
+        x_H, _, z = self.inputs(batch)
+        student, critic = self.trains
         z_hat = z - predict(self.model, z, {student: 1.0})
         data = self.on_images(z_hat, x_H)
         if not self.vsd:
-            return data, {}
+            return Step(data)
         noise = normal(self.cfg.seed + 1, batch["index"], z.shape[1:]).to(z)
         t = (20 + 960 * uniform(self.cfg.seed + 1, batch["index"])).long().to(z.device)
         z_t = self.schedule.add_noise(z_hat.detach(), noise, t)
@@ -247,13 +196,13 @@ class TrainOSEDiff(_Objective):
                 gradient = gradient + self.tsm * (eps_prior - predict(self.model, z_H_t, {}, t))
         score = (w * gradient * z_hat).mean()  # its derivative, not its value, is what counts
         wrong = F.mse_loss(eps_critic, noise)
-        return data + self.vsd * score + wrong, {"images": data.item(), "critic": wrong.item()}
+        return Step(data + self.vsd * score + wrong, {"images": data.item(), "critic": wrong.item()})
 
 
 class TrainTSDSR(TrainOSEDiff):
     """TSD-SR-like: the same with target score matching, where the prior compares z_hat with z_H."""
 
-    adapters = ("tsd_sr", "tsd_sr_critic")
+    trains = ("tsd_sr", "tsd_sr_critic")
     tsm = 1.0
 
 
@@ -265,7 +214,7 @@ class Strategy:
 
     setup(lq) does what no value changes; adjust(value) returns the image at a value from 0 (fidelity) to 1
     (realism).
-    calls: Counter of the encode, unet and decode passes since setup began, one an image (two adapters: two
+    calls: Counter of the encode, unet and decode passes since setup began, one per image (two adapters: two
         passes).
     budget: optimiser steps behind it, in units of cfg.steps_ablation. trains: the objectives that `fit` runs
         for it.
@@ -469,7 +418,7 @@ class EulerStep(Strategy):
         return self._decode(self.z + value * self.v)
 
 
-class OSEDiff(Strategy):
+class OSEDiffLike(Strategy):
     """One step, one image, no control: adjust returns it for every value. Set-up E + U + D, an adjustment
     nothing.
 
@@ -490,7 +439,7 @@ class OSEDiff(Strategy):
         return self.image.clone()
 
 
-class TSDSR(OSEDiff):
+class TSDSRLike(OSEDiffLike):
     """The same with target score matching in training. Differs from TSD-SR also in its sampling of
     timesteps.
     """
@@ -511,8 +460,8 @@ STRATEGIES = {
         Timestep,
         DistilledTime,
         EulerStep,
-        OSEDiff,
-        TSDSR,
+        OSEDiffLike,
+        TSDSRLike,
     )
 }
 
@@ -539,7 +488,7 @@ def fit(
                 "TSD-SR-like"
             )
     for kind in trains:
-        for adapter in kind.adapters:
+        for adapter in kind.trains:
             add_adapter(model, adapter)
         objective = kind(model, distance)
         for switch, weight in switches.items():
@@ -549,14 +498,14 @@ def fit(
         chosen = "".join(f"-{switch}{weight:g}" for switch, weight in sorted(switches.items()))
         folder = run_folder(model, f"control-{objective.name}{chosen}-{_fingerprint(model)}")
         train(objective, samples, model.cfg, folder, kind.steps * steps, on_step)
-        done += kind.adapters
-    train_only(model)
+        done += kind.trains
+    model.lora.train_only()
     return done
 
 
 def _fingerprint(model: IFCSR) -> str:
-    """Of this file and of the ends that these trainings start from."""
-    digest = hashlib.sha256(sha256(__file__).encode())
+    """Of the ends that these trainings start from."""
+    digest = hashlib.sha256()
     for name in ADAPTERS:
         for p in model.adapter(name).values():
             digest.update(p.detach().float().cpu().numpy().tobytes())
@@ -572,7 +521,8 @@ def cosine_edges(model: IFCSR, samples, count: int = 48) -> tuple[float, float]:
     """The edges between RCOD's groups: its own in SD's latents, else the terciles of the first `count`
     samples.
     """
-    # DECISION D44: pocket latents of x_L and x_H have cosines of .9 to 1, so RCOD's .7 and .5 would leave one
+    # DECISION D44: pocket latents of x_L and x_H have cosines of 0.9 to 1, so RCOD's 0.7 and 0.5 would leave
+    # one
     # group
     if has_posterior(model.vae):
         return COSINES

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -177,13 +177,24 @@ def _compare_with_first_use(cfg: Config, files: dict[str, str]) -> None:
         )
 
 
-def _from_folder(folder: Path, name: str) -> tuple[UNet2DConditionModel, nn.Module, Tensor]:
-    kind = read_json(folder / "vae" / "config.json").get("_class_name")
-    classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny)}
+def vae_class(vae_config: dict) -> type[nn.Module]:
+    """diffusers' class for a vae/config.json; SD's where it names none. Raises ValueError for
+    another kind.
+    """
+    classes = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
+    kind = vae_config.get("_class_name", "AutoencoderKL")
     if kind not in classes:
-        raise ValueError(f"backbone {name!r}: vae is a {kind}; allowed: {', '.join(classes)}")
+        raise ValueError(f"vae is a {kind}; allowed: {', '.join(classes)}")
+    return classes[kind]
+
+
+def _from_folder(folder: Path, name: str) -> tuple[UNet2DConditionModel, nn.Module, Tensor]:
+    try:
+        kind = vae_class(read_json(folder / "vae" / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"backbone {name!r}: {error}") from error
     options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    vae = classes[kind].from_pretrained(folder / "vae", **options)
+    vae = kind.from_pretrained(folder / "vae", **options)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
     return unet, vae, _empty_prompt(folder, name)
 

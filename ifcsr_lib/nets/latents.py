@@ -5,12 +5,27 @@ from __future__ import annotations
 from diffusers import AutoencoderDC, AutoencoderTiny
 from torch import Tensor, nn
 
+from ..data import normal
+
 
 def has_posterior(vae: nn.Module) -> bool:
     """Whether the encoder gives a distribution (AutoencoderKL) rather than one latent (AutoencoderTiny,
     AutoencoderDC).
     """
     return not isinstance(vae, (AutoencoderTiny, AutoencoderDC))
+
+
+def posterior_noise(vae: nn.Module, x: Tensor, seed: int, index) -> Tensor | None:
+    """Standard normal noise for `latent_of`, one latent per image of x (N, 3, H, W); None without a
+    posterior.
+
+    Image i's is a function of (seed, index[i]) alone.
+    """
+    if not has_posterior(vae):
+        return None
+    side = pixels_per_latent(vae)
+    shape = vae.config.latent_channels, x.shape[-2] // side, x.shape[-1] // side
+    return normal(seed, index, shape).to(x)
 
 
 def latent_of(code, noise: Tensor | None = None) -> Tensor:

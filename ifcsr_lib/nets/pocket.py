@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data import low_quality, normal, uniform
 from ..files.results import atomic, read_json, write_json
-from ..loss import FeatureDistance, PocketFeatures, _unit
+from ..loss import FeatureDistance, unit
+from ..trainer import Step
+from .features import PocketFeatures
 from .schedule import noise_schedule
 
 PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
@@ -71,7 +73,7 @@ class Autoencode:
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.vae.named_parameters())
 
-    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict) -> Step:
         x = batch["x_H"].contiguous(memory_format=torch.channels_last)
         z = self.vae.encode(2 * x - 1).latents
         noise = normal(self.seed, batch["index"], z.shape[1:]).to(z)
@@ -80,7 +82,7 @@ class Autoencode:
         loss = F.l1_loss(y, x) + 5 * mse + 1e-4 * z.square().mean()
         if self.feature_weight:
             loss = loss + self.feature_weight * self.distance(y, x)[1:].mean()
-        return loss, {"psnr": -10 * math.log10(mse.item())}
+        return Step(loss, {"psnr": -10 * math.log10(mse.item())})
 
 
 class Prior:
@@ -107,7 +109,7 @@ class Prior:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {**{f"unet.{n}": p for n, p in self.unet.named_parameters()}, "prompt": self.prompt}
 
-    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict) -> Step:
         x_H, index, cfg = batch["x_H"], batch["index"], self.cfg
         n = round(cfg.prior_restoring * len(x_H))
         with torch.no_grad():
@@ -127,10 +129,10 @@ class Prior:
         each = (eps - target).square().mean((1, 2, 3))
         logs = {name: part.mean().item() for name, part in (("restoring", each[:n]), ("noise", each[n:]))}
         if not (cfg.prior_pixels and n):
-            return each.mean(), logs
+            return Step(each.mean(), logs)
         x = self.vae.decode((z_L - eps[:n]) / self.vae.config.scaling_factor).sample
         pixels = F.mse_loss(x, 2 * x_H[:n] - 1)
-        return each.mean() + cfg.prior_pixels * pixels, logs | {"pixels": pixels.item()}
+        return Step(each.mean() + cfg.prior_pixels * pixels, logs | {"pixels": pixels.item()})
 
     def _encode(self, x: Tensor) -> Tensor:
         x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
@@ -192,27 +194,27 @@ class Distil:
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.student.named_parameters())
 
-    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict) -> Step:
         n = len(batch["x_H"])
         x = torch.cat([batch["x_H"], low_quality(batch["x_H"], self.cfg, batch["index"])[1]])
         with torch.no_grad():
             maps = self.teacher(x)
             energy = [F.avg_pool2d(m.square(), s).add(1e-6).sqrt() for m, s in ((maps[2], 4), (maps[3], 2))]
-            targets = [_unit(m) for m in (*maps, torch.cat([_unit(e) for e in energy], 1))]
+            targets = [unit(m) for m in (*maps, torch.cat([unit(e) for e in energy], 1))]
         total, logs = 0.0, {}
-        for i, (f, t) in enumerate(zip(map(_unit, self.student(x)), targets, strict=True), 1):
+        for i, (f, t) in enumerate(zip(map(unit, self.student(x)), targets, strict=True), 1):
             cosine = (f * t).sum(1).mean()
             own, wanted = ((m[:n] - m[n:]).square().sum(1).mean((1, 2)) for m in (f, t))
             total = total + 1 - cosine + (own - wanted).square().mean()
             logs |= {f"cos{i}": cosine.item(), f"gap{i}": (own - wanted).abs().mean().item()}
-        return total / len(targets), logs
+        return Step(total / len(targets), logs)
 
 
 def equal_lins(net: PocketFeatures, crops, cfg: Config, count: int = 64) -> list[Tensor]:
-    """One weight a stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L
+    """One weight per stage, the same for its channels: each D_l is 0.1 on average between bicubic x_L
     and x_H.
     """
-    # DECISION D25: LPIPS fits these to human judgements, which we lack; equal strength a depth leaves the
+    # DECISION D25: LPIPS fits these to human judgements, which we lack; equal strength per depth leaves the
     # balance to k
     ones = FeatureDistance(net, [torch.ones(c) for c in net.channels])
     total = torch.zeros(len(net.channels) + 1)

@@ -262,11 +262,13 @@ def test_a_name_that_stdout_cannot_show_decides_nothing(tmp_path, encoding):
 
 def test_three_commands_take_the_same_settings(monkeypatch, capsys):
     """-o and --set, --recipe and --seed: describe shows the config that train and reproduce run."""
-    from ifcsr_lib import models, reproduce, trainer
+    from ifcsr_lib import reproduce
+    from ifcsr_lib.cli import describe
+    from ifcsr_lib.runs import recipes
 
     got = []
-    monkeypatch.setattr(models, "describe", lambda cfg: got.append(cfg) or {})
-    monkeypatch.setattr(trainer, "run_stage", lambda cfg, stage, on_step: got.append(cfg) or "path")
+    monkeypatch.setattr(describe, "describe", lambda cfg: got.append(cfg) or {})
+    monkeypatch.setattr(recipes, "run_stage", lambda cfg, stage, on_step: got.append(cfg) or "path")
     monkeypatch.setattr(
         reproduce,
         "reproduce",

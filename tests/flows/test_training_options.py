@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import ifcsr_lib as ifcsr
-from ifcsr_lib import data, models, plan, trainer
+from ifcsr_lib import data, dry_run, models, trainer
 from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
+from ifcsr_lib.loss import feature_distance
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
     with pytest.raises(KeyboardInterrupt):
         train(cfg, crops, distance, tmp_path / "b", on_step=stop)
     monkeypatch.setattr(trainer, "_images", lambda cfg, accelerator: 4)  # as two processes would
-    with pytest.raises(ValueError, match="images a step 2 there and 4 here.*number of processes"):
+    with pytest.raises(ValueError, match="images per step is 4, was 2.*number of processes"):
         train(cfg, crops, distance, tmp_path / "b")
 
 
@@ -319,7 +320,7 @@ def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_pa
 
         with pytest.raises(KeyboardInterrupt):
             trainer.train(
-                trainer.Stage1(model, trainer.feature_distance(cfg)),
+                trainer.Stage1(model, feature_distance(cfg)),
                 data.training_crops(cfg),
                 cfg,
                 folder,
@@ -347,7 +348,7 @@ def test_train_is_what_the_notebooks_do(tiny_backbone, tmp_path, monkeypatch, ca
     assert not torch.equal(ends.x_fid, ends.x_real)
     cfg = resolve("smoke", overrides={"backbone": str(tiny_backbone)})
     model, called = models.new(cfg), []
-    stage = trainer.Stage1(model, trainer.feature_distance(cfg))
+    stage = trainer.Stage1(model, feature_distance(cfg))
     folder = trainer.run_folder(model, "stage1")
     assert (
         len(trainer.train(stage, data.training_crops(cfg), cfg, folder, 4, called.append)) == 4 and not called
@@ -359,7 +360,7 @@ def test_computed_memory_is_what_the_profiler_sees(tiny_cfg, distance):
     within 10 %.
     """
     cfg = tiny_cfg.replace(batch=2)
-    counted = plan.cost(cfg, 1)
+    counted = dry_run.cost(cfg, 1)
     objective = trainer.Stage1(models.new(cfg), distance)
     x, noise = torch.zeros(2, 3, 64, 64), torch.zeros(2, 4, 8, 8)
     objective.inputs = lambda batch: (x, x, noise)
@@ -368,16 +369,16 @@ def test_computed_memory_is_what_the_profiler_sees(tiny_cfg, distance):
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as prof:
-        objective.loss({"x_H": x, "index": torch.arange(2)})[0].backward()
+        objective.loss({"x_H": x, "index": torch.arange(2)}).loss.backward()
     events = sorted(
         (e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"
     )
     peak = np.cumsum([size for _, size in events]).max()
     assert counted["peak"] - counted["weights"] == pytest.approx(peak, rel=0.1)
-    assert plan.cost(cfg.replace(gradient_checkpointing=True), 1)["peak"] < counted["peak"]
+    assert dry_run.cost(cfg.replace(gradient_checkpointing=True), 1)["peak"] < counted["peak"]
 
 
-counted = functools.cache(plan.cost)  # twenty seconds each, and several tests ask for the same one
+counted = functools.cache(dry_run.cost)  # twenty seconds each, and several tests ask for the same one
 
 
 @pytest.fixture
@@ -390,7 +391,7 @@ def no_download(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
     monkeypatch.setattr("torchvision.models.vgg16", refuse)
-    monkeypatch.setattr(plan, "cost", counted)
+    monkeypatch.setattr(dry_run, "cost", counted)
 
 
 def test_dry_run_of_the_paper_counts_without_a_download(capsys, tmp_path, no_download):
@@ -415,7 +416,7 @@ def test_dry_run_of_the_paper_counts_without_a_download(capsys, tmp_path, no_dow
     operations = float(text.split(" cards), ")[1].split("e12")[0]) * 1e12
     assert operations == pytest.approx(4 * 2 * (558 + 2 * 402 + 2 * 1257 + 3 * 80) * 1e9, rel=0.08)
     memory = float(text.split("memory a card:")[1].split(" GB")[0])
-    assert 2.0 < memory + plan.RESERVE / 1e9 < 24 and text.count("computed, not measured") == 2
+    assert 2.0 < memory + dry_run.RESERVE / 1e9 < 24 and text.count("computed, not measured") == 2
     assert not (tmp_path / "results").exists()
 
 
@@ -424,7 +425,7 @@ def test_recipes_are_the_papers_batch_and_cards_are_named():
         cfg = resolve("paper", overrides=recipe)
         assert cfg.batch * cfg.gradient_accumulation == 4 and cfg.patch == 512
     with pytest.raises(ValueError, match="H100, A100"):
-        plan.dry_run(resolve("smoke"), 1, "1x abacus")
+        dry_run.dry_run(resolve("smoke"), 1, "1x abacus")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -433,8 +434,8 @@ def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_dow
     """README's table is made from results/paper/tables/training_cost.csv; peak and operations there within
     0.1 %.
     """
-    one = plan.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
-    assert one["peak"] + plan.RESERVE < float(recipe.split()[0]) * 1e9
+    one = dry_run.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
+    assert one["peak"] + dry_run.RESERVE < float(recipe.split()[0]) * 1e9
     kept = pd.read_csv(ROOT / "results" / "paper" / "tables" / "training_cost.csv")
     kept = kept.query("recipe == @recipe and stage == @stage").iloc[0]
     for name, value in one.items():

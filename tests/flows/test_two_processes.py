@@ -17,13 +17,14 @@ SCRIPT = """
 import os, sys, numpy as np, torch
 from ifcsr_lib import data, loss, models, trainer
 from ifcsr_lib.config import resolve
+from ifcsr_lib.nets.features import PocketFeatures
 
 torch.set_num_threads(1)
 folder, backbone, batch, passes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 cfg = resolve("smoke", overrides={"backbone": backbone, "batch": batch, "gradient_accumulation": passes})
 image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
 torch.manual_seed(3)
-distance = loss.FeatureDistance(loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels])
+distance = loss.FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
 stage = trainer.Stage1(models.new(cfg), distance)
 history = trainer.train(stage, data.Crops({"a": image}, 64, seed=0), cfg, folder, steps=3)
 if os.environ.get("RANK", "0") == "0":

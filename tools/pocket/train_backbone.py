@@ -172,7 +172,7 @@ class Backbone:
             "prompt": self.prompt
         }
 
-    def loss(self, batch: dict) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict) -> trainer.Step:
         cfg, index, n = self.cfg, batch["index"], len(batch["x_H"])
         m = n - self.noisy
         x_H, x_L, x_T = (
@@ -192,7 +192,7 @@ class Backbone:
             if self.noisy:
                 parts["noise"] = F.mse_loss(eps[m:], noise)
                 total = total + 0.1 * parts["noise"]
-            return total, {name: value.item() for name, value in parts.items()}
+            return trainer.Step(total, {name: value.item() for name, value in parts.items()})
         decoded = self.vae.decode(torch.cat([z[:m] - eps[:m], z[m:] + 0.05 * noise]) / SCALE).sample
         x = (decoded + 1) / 2
         parts = {"pixels": F.l1_loss(x[:m], x_T[:m])}
@@ -203,7 +203,7 @@ class Backbone:
         if self.features:
             parts["features"] = self.distance(x[:m], x_T[:m])[1:].mean()
             total = total + self.features * parts["features"]
-        return total, {name: value.item() for name, value in parts.items()}
+        return trainer.Step(total, {name: value.item() for name, value in parts.items()})
 
 
 def save(folder: Path, unet, prompt: Tensor, vae) -> None:

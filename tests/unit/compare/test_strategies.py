@@ -37,7 +37,7 @@ def model(tiny_backbone):
     model = models.new(resolve("smoke", overrides={"backbone": str(tiny_backbone)}))
     for name in EXTRA:
         strategies.add_adapter(model, name)
-    strategies.train_only(model)
+    model.lora.train_only()
     return randomised(model, "fidelity", "realism", *EXTRA)
 
 
@@ -138,7 +138,7 @@ def test_predict_leaves_nothing_changed(model):
     with torch.inference_mode():
         # untrained adapters are the frozen prior
         assert torch.equal(prior, models.new(model.cfg).eps(z, "fidelity"))
-    strategies.train_only(model, "timestep")
+    model.lora.train_only("timestep")
     strategies.predict(model, z, {"fidelity": 0.5, "velocity": 0.5})
     strategies.predict(model, z, {})
     assert {n.split(".")[-2] for n, p in model.unet.named_parameters() if p.requires_grad} == {"timestep"}
@@ -179,7 +179,7 @@ def test_the_switches_of_distillation(model, crops):
         objective.vsd, objective.tsm = vsd, tsm
         params = objective.trainable()
         model.zero_grad()
-        objective.loss(batch)[0].backward()
+        objective.loss(batch).loss.backward()
         gradients.append(
             {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in params.items()}
         )
@@ -194,12 +194,12 @@ def test_the_score_vanishes_where_critic_and_prior_agree(tiny_cfg, crops):
     gradients = []
     for vsd in (0.0, 1.0):
         model = models.new(tiny_cfg)
-        for name in strategies.TrainOSEDiff.adapters:
+        for name in strategies.TrainOSEDiff.trains:
             strategies.add_adapter(model, name)
         objective = strategies.TrainOSEDiff(model, distance())
         objective.vsd = vsd
         params = objective.trainable()
-        objective.loss(torch.utils.data.default_collate([crops[i] for i in range(2)]))[0].backward()
+        objective.loss(torch.utils.data.default_collate([crops[i] for i in range(2)])).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for k, p in params.items() if "critic" not in k]))
     assert gradients[0].any() and torch.allclose(*gradients, atol=1e-6)
 

@@ -28,6 +28,8 @@ from ifcsr_lib.data import training_crops
 from ifcsr_lib.degradation import degrade
 from ifcsr_lib.files.images import read_image, write_image
 from ifcsr_lib.files.results import sha256
+from ifcsr_lib.nets.features import PocketFeatures
+from ifcsr_lib.runs import run
 
 
 def png(side=64, seed=0, kind="PNG", size=None) -> bytes:
@@ -632,7 +634,7 @@ def test_processes_and_workers_change_no_sample_and_resume_skips_forward(ffhq, w
     for rank in range(world):
         process = types.SimpleNamespace(num_processes=world, process_index=rank)
         for start in (0, 2):
-            batches = list(trainer._loader(crops, start, steps, cfg, process, workers))
+            batches = list(run.loader(crops, start, steps, cfg, process, workers))
             for step, got in enumerate(batches, start):
                 wanted = [crops[step * 4 + rank * batch + k] for k in range(batch)]
                 assert got["index"].tolist() == [w["index"] for w in wanted] and got["name"] == [
@@ -783,9 +785,7 @@ def test_a_stage_trains_on_shards(ffhq, tiny_cfg, tmp_path):
 
     def run(folder, stop=None):
         torch.manual_seed(3)
-        distance = loss.FeatureDistance(
-            loss.PocketFeatures(), [torch.ones(c) for c in loss.PocketFeatures.channels]
-        )
+        distance = loss.FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
         stage, stopped = trainer.Stage1(models.new(cfg), distance), KeyboardInterrupt if stop else None
 
         def on_step(row):

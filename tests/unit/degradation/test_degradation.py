@@ -247,7 +247,7 @@ def test_draws_fill_their_ranges(plans, preset):
 
 @pytest.mark.parametrize(("h", "w"), [(48, 37), (9, 30), (4, 6)])
 def test_blur_matches_scipy(h, w):
-    """Any kernel, also asymmetric, one an image; sides below the radius mirror again and again.
+    """Any kernel, also asymmetric, one per image; sides below the radius mirror again and again.
     Within 1e-5.
     """
     x, kernels = (

@@ -49,7 +49,7 @@ def model(tiny_cfg):
 
 @pytest.fixture
 def passes(model):
-    """The encoder's calls so far, one an image; a CPU calls the UNet once an end."""
+    """The encoder's calls so far, one per image; a CPU calls the UNet once an end."""
     out = []
     model.vae.encoder.register_forward_hook(lambda m, a, o: out.append(1))
     return out

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import ifcsr_lib as ifcsr
 from ifcsr_lib import backbone, models, sd21
 from ifcsr_lib.cli import main
+from ifcsr_lib.cli.describe import describe
 from ifcsr_lib.config import resolve
 
 # one level of attention, as small as the classes allow; what differs between the two is what differs in full
@@ -454,7 +455,7 @@ def test_single_file_equals_its_folder(tmp_path, shape):
     lq = torch.rand(1, 3, 16, 16)
     assert (a.endpoints(lq).x_fid - b.endpoints(lq).x_fid).abs().max() < 1e-5
     assert list(b.source["files"]) == ["tiny.safetensors"]
-    told = models.describe(cfg_of(path))
+    told = describe(cfg_of(path))
     assert told["backbone"] == b.source
 
 

@@ -7,15 +7,12 @@ import torch
 
 from ifcsr_lib.config import resolve
 from ifcsr_lib.loss import (
-    POCKET_FEATURES,
     FeatureDistance,
-    PocketFeatures,
-    VGG16Features,
     depth_weights,
     feature_distance,
-    lpips_lins,
     specialised_loss,
 )
+from ifcsr_lib.nets.features import POCKET_FEATURES, PocketFeatures, VGG16Features, lpips_lins
 
 
 def test_weights_mirror_each_other_and_k7_is_the_stated_row():

@@ -17,6 +17,7 @@ import ifcsr_lib as ifcsr
 from ifcsr_lib import models, sd21
 from ifcsr_lib.config import MODEL_FIELDS, resolve
 from ifcsr_lib.files.images import upsample
+from ifcsr_lib.nets.adapters import LORA_TARGETS
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_sd21_counts_on_the_meta_device():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**sd21.unet_config())
         assert sum(p.numel() for p in unet.parameters()) == 865_910_724
-        unet.add_adapter(LoraConfig(r=4, target_modules=models.LORA_TARGETS), adapter_name="fidelity")
+        unet.add_adapter(LoraConfig(r=4, target_modules=LORA_TARGETS), adapter_name="fidelity")
     lora = {n: p for n, p in unet.named_parameters() if "lora_" in n}
     assert sum(p.numel() for p in lora.values()) == 4_055_712
     assert len({n.split(".lora_")[0] for n in lora}) == 258
@@ -53,9 +54,8 @@ def test_endpoints_equal_separate_passes(model):
     assert b == 16  # smoke's; sides of 64 + 2 * 16 are multiples of 16 already
     with torch.inference_mode():
         for name, x in zip(models.ADAPTERS, (ends.x_fid, ends.x_real)):
-            alone = model.restore(F.pad(upsample(lq), (b,) * 4, mode="reflect"), name).clamp(0, 1)[
-                ..., b:-b, b:-b
-            ]
+            z = model.encode(F.pad(upsample(lq), (b,) * 4, mode="reflect"))
+            alone = model.decode(model.one_step(z, name)).clamp(0, 1)[..., b:-b, b:-b]
             assert (alone - x).abs().max() < 1e-5
     z = model.encode(upsample(lq))
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_bad_input(model, lq, error):
 def test_only_the_named_adapter_trains(model):
     trained = model.train_only("realism")
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
-    model.restore(torch.rand(1, 3, 64, 64), "fidelity")  # switching adapters must thaw nothing
+    model.eps(model.encode(torch.rand(1, 3, 64, 64)), "fidelity")  # switching adapters must thaw nothing
     model.endpoints(torch.rand(1, 3, 16, 16))
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
 

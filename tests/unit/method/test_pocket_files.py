@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from ifcsr_lib import pocket
-from ifcsr_lib.loss import PocketFeatures
+from ifcsr_lib.nets.features import PocketFeatures
 
 
 def test_features_trained_in_channels_last_are_saved(tmp_path):

@@ -84,7 +84,7 @@ def test_the_receptive_field_is_under_a_quarter_of_the_overlap(local):
     y = x.clone()
     y[..., 64, 64] = 1 - y[..., 64, 64]
     with torch.inference_mode():
-        moved = (local.restore_both(x)[1] - local.restore_both(y)[1]).abs().amax((0, 1))
+        moved = (local.both(local.encode(x))[1] - local.both(local.encode(y))[1]).abs().amax((0, 1))
     far = torch.nonzero(moved > 1e-6) - 64
     assert 8 < far.abs().max() < local.cfg.tile_overlap / 4
 

@@ -6,6 +6,7 @@ from helpers import distance
 
 from ifcsr_lib import data, models, trainer
 from ifcsr_lib.data import low_quality
+from ifcsr_lib.runs import run
 
 
 def snapshot(model):
@@ -70,8 +71,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
 
     class Breaks(trainer.Stage1):
         def loss(self, batch):
-            loss, logs = super().loss(batch)
-            return (loss * float("nan") if min(batch["index"]) >= cfg.batch else loss), logs
+            step = super().loss(batch)
+            if min(batch["index"]) >= cfg.batch:
+                step.loss = step.loss * float("nan")
+            return step
 
     model = models.new(cfg)
     with pytest.raises(FloatingPointError, match=r"step 2.*photo\d.*lower lr.*last.pt"):
@@ -88,7 +91,7 @@ def test_stage2_gradient_is_gamma_times(tiny_cfg, crops):
     params = stage.trainable()
     stage.gamma = lambda batch: torch.zeros(2)
     batch = {"x_H": torch.stack([crops[i]["x_H"] for i in (0, 1)]), "index": torch.tensor([0, 1])}
-    stage.loss(batch)[0].backward()
+    stage.loss(batch).loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in params.values())
 
 
@@ -99,7 +102,7 @@ def test_worker_processes_degrade_and_change_no_bit(tiny_cfg, crops):
     assert torch.equal(torch.stack([s["x_L"] for s in samples]), x_L)
     stage, batch = trainer.Stage1(models.new(cfg), distance()), torch.utils.data.default_collate(samples)
     plain = {k: v for k, v in batch.items() if k != "x_L"}
-    assert stage.loss(batch)[0].item() == stage.loss(plain)[0].item()
+    assert stage.loss(batch).loss.item() == stage.loss(plain).loss.item()
     assert torch.equal(stage.inputs({**batch, "x_L": x_L.flip(0)})[1], x_L.flip(0)), (
         "what the worker made is what is used"
     )
@@ -129,7 +132,7 @@ def test_any_error_leaves_the_last_whole_step(tiny_cfg, crops, tmp_path):
 
 
 def test_processes_that_found_different_checkpoints_do_not_start(tiny_cfg, crops, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.Accelerator, "gather", lambda self, t: torch.cat([t, t + 2]))
+    monkeypatch.setattr(run.Accelerator, "gather", lambda self, t: torch.cat([t, t + 2]))
     with pytest.raises(ValueError, match=r"different steps \(0, 2\).*IFCSR_RESULTS"):
         trainer.train(trainer.Stage1(models.new(tiny_cfg), distance()), crops, tiny_cfg, tmp_path, steps=1)
 

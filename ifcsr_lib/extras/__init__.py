@@ -1,0 +1,1 @@
+"""What is not from the paper and plugs into it from outside."""

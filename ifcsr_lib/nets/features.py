@@ -1,0 +1,103 @@
+"""The feature networks that the loss measures with: VGG16 as LPIPS has it, and the small one of the pocket
+profile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..data import POCKET
+
+POCKET_FEATURES = POCKET / "features.safetensors"
+
+
+class VGG16Features(nn.Module):
+    """torchvision's VGG16 up to relu5_3, tapped after relu1_2, 2_2, 3_3, 4_3, 5_3 with LPIPS's input scaling.
+
+    (N, 3, H, W) in [0, 1] -> five maps at strides 1, 2, 4, 8, 16. pretrained=False builds the shape with
+    random weights (tests). Raises OSError when the weights cannot be fetched. Source of the constants: LPIPS
+    v0.1.
+    """
+
+    channels = (64, 128, 256, 512, 512)
+    ends = (4, 9, 16, 23, 30)
+
+    def __init__(self, pretrained: bool = True):
+        super().__init__()
+        from torchvision.models import VGG16_Weights, vgg, vgg16
+
+        try:
+            if pretrained:
+                layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
+            else:
+                layers = vgg.make_layers(vgg.cfgs["D"])
+        except OSError as e:  # URLError is one
+            raise OSError(
+                f"VGG16 weights cannot be fetched ({e}). Go online once, put "
+                f"{VGG16_Weights.IMAGENET1K_V1.url} into torch's hub cache "
+                "(torch.hub.get_dir()/checkpoints), or use the override features='pocket'."
+            ) from e
+        self.stages = nn.ModuleList(layers[a:b] for a, b in zip((0, *self.ends), self.ends))
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        f, maps = (2 * x - 1 - self.shift) / self.scale, []
+        for stage in self.stages:
+            f = stage(f)
+            maps.append(f)
+        return maps
+
+
+def lpips_lins() -> list[Tensor]:
+    """The five LPIPS v0.1 channel weights for VGG16, from the installed lpips package (BSD-2)."""
+    path = Path(importlib.util.find_spec("lpips").origin).parent / "weights" / "v0.1" / "vgg.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return [state[f"lin{i}.model.1.weight"].flatten() for i in range(5)]
+
+
+class PocketFeatures(nn.Module):
+    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU per stage, 2x2 max pooling between
+    stages, and on each stage a 1x1 head that predicts what its teacher sees there.
+
+    (N, 3, H, W) in [0, 1] -> five maps of `channels` at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
+    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb
+    (pocket.Distil).
+    """
+
+    trunk = (16, 32, 64, 96, 128)
+    channels = (64, 128, 256, 512, 768)
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+            for a, b in itertools.pairwise((3, *self.trunk))
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.trunk, self.channels))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        f, maps = (x - 0.5) / 0.25, []
+        for i, (stage, head) in enumerate(zip(self.stages, self.heads)):
+            f = stage(F.max_pool2d(f, 2) if i else f)
+            maps.append(head(f))
+        return maps
+
+
+def pocket_features() -> tuple[PocketFeatures, list[Tensor]]:
+    """The shipped network and its five channel weights. Raises FileNotFoundError when the file is missing."""
+    if not POCKET_FEATURES.exists():
+        raise FileNotFoundError(
+            f"{POCKET_FEATURES} is missing; restore it from git or run notebooks/90_pocket_backbone"
+        )
+    state, net = load_file(POCKET_FEATURES), PocketFeatures()
+    lins = [state.pop(f"lin{i}") for i in range(len(net.channels))]
+    net.load_state_dict({k: v.float() for k, v in state.items()})
+    return net, lins

@@ -1,0 +1,3 @@
+"""What surrounds a training: device and processes, checkpoints, memory, folders, and the notebooks'
+stages.
+"""
