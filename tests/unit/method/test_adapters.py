@@ -66,4 +66,4 @@ def test_a_model_in_half_precision_makes_endpoints(model):
     lq = torch.rand(1, 3, 16, 16)
     whole, half = model.endpoints(lq), model.half().endpoints(lq)
     assert half.x_fid.dtype == torch.float32
-    assert (half.x_fid - whole.x_fid).abs().max() < 0.02
+    assert (half.x_fid - whole.x_fid).abs().mean() < 0.005

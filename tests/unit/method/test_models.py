@@ -17,6 +17,7 @@ import ifcsr_lib as ifcsr
 from ifcsr_lib import models, sd21
 from ifcsr_lib.config import MODEL_FIELDS, resolve
 from ifcsr_lib.files.images import upsample
+from ifcsr_lib.files.results import sha256
 from ifcsr_lib.nets.adapters import LORA_TARGETS
 
 
@@ -152,7 +153,7 @@ def _other_backbone(folder):
 def _rehash(folder):
     card = json.loads((folder / "ifcsr.json").read_text())
     for entry in card["adapters"].values():
-        entry["sha256"] = models.sha256(folder / entry["file"])
+        entry["sha256"] = sha256(folder / entry["file"])
     (folder / "ifcsr.json").write_text(json.dumps(card))
 
 
