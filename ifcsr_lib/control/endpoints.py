@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import portable
-from ..files.images import check_images
+from ..files.images import check_images, is_grey, to_grey
 from .bands import blend_bands, check_pair
 
 
@@ -125,6 +125,18 @@ class Endpoints:
             )
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
 
+    def grey_as_input(self) -> Endpoints:
+        """The endpoints of grey photographs as grey: of each image whose x_L has R = G = B, their luma.
+
+        A network trained on colour answers a grey photograph with tints that nobody photographed. Other
+        images, and all without x_L, stay as they are. Blending stays E1 of the grey endpoints.
+        """
+        if self.x_L is None or not bool((grey := is_grey(self.x_L)).any()):
+            return self
+        which = grey.view(-1, 1, 1, 1).to(self.x_fid.device)
+        x_fid, x_real = (torch.where(which, to_grey(x), x) for x in (self.x_fid, self.x_real))
+        return replace(self, x_fid=x_fid, x_real=x_real)
+
     def save(self, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
         """Write one portable file, *.ifcsr.zip: the endpoints (and x_L) as PNG and ifcsr.json; whole or not
         at all.
@@ -132,10 +144,12 @@ class Endpoints:
         model: the IFCSR that made them, or a text; its name and hash go into the file. gamma: where a slider
             starts.
         bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding
-            ties at most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming
-            path.
+            ties at most; 8 within 0.5 / 255, about a quarter of the size.
+        Endpoints of a grey photograph are written grey, see `grey_as_input`. Raises ValueError or OSError
+        naming path.
         """
-        images = {name: getattr(self, name) for name in portable.PARTS}
+        ends = self.grey_as_input()
+        images = {name: getattr(ends, name) for name in portable.PARTS}
         return portable.save(images, path, self.made_by if model is None else model, gamma, bits)
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from .results import atomic
 
@@ -28,6 +28,7 @@ FORMATS = {
     ".bmp": "BMP",
 }
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
+GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class Photo:
     alpha: torch.Tensor | None = None
     bits: int = 8
     name: str = "image"
-    icc: bytes | None = None  # the file's RGB colour profile; values are used as stored, never converted
+    icc: bytes | None = None  # the file's grey or RGB profile; values are used as stored, never converted
+    grey: bool = False  # the file has one colour channel (1 bit too), and is written so; rgb still has three
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
@@ -111,6 +113,20 @@ def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
+def is_grey(x: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: which of the images (N, 3, H, W) have three equal channels everywhere, within 1e-6."""
+    return torch.stack([((x[:, 0] - x[:, c]).abs() <= 1e-6).flatten(1).all(1) for c in (1, 2)]).all(0)
+
+
+def to_grey(x: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) -> the same size, each channel 0.299 R + 0.587 G + 0.114 B (BT.601, as Pillow's "L").
+
+    Pixels that are grey already stay bit for bit.
+    """
+    r, g, b = x[:, :1], x[:, 1:2], x[:, 2:3]
+    return (g + 0.299 * (r - g) + 0.114 * (b - g)).expand_as(x).contiguous()
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """The folder's image files by suffix (FORMATS), sorted by name; not recursive, hidden files left out."""
     folder = Path(folder)
@@ -177,8 +193,9 @@ def read_image(path: str | Path) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF
     orientation says.
 
-    Grey and palette become RGB; CMYK becomes sRGB, through its colour profile where the file has one.
-    Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such image.
+    Grey and palette become RGB (Photo.grey tells grey); CMYK becomes sRGB, through its colour profile where
+    the file has one. Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such
+    image.
     """
     path = Path(path)
     if not path.is_file():
@@ -189,16 +206,7 @@ def read_image(path: str | Path) -> Photo:
 def decode_image(data: bytes, name: str) -> Photo:
     """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-        turn, key, icc = (
-            image.getexif().get(274, 1),
-            image.info.get("transparency"),
-            image.info.get("icc_profile"),
-        )
-        wide = _is_wide(image, data)
-        image.load()  # finds a truncated file, and turns a TIFF by itself
-        turn = turn if wide else image.getexif().get(274, 1)
-        pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
+        return _decode(data, Path(name).name)
     except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
         reason = (
             getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
@@ -207,10 +215,66 @@ def decode_image(data: bytes, name: str) -> Photo:
             f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
             "8 or 16 bit"
         ) from error
-    x = to_tensor(_turn(pixels, turn))
+
+
+def _decode(data: bytes, name: str) -> Photo:
+    try:
+        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    except UnidentifiedImageError:
+        if data[:4] not in (b"II*\0", b"MM\0*"):
+            raise
+        return _decode_tiff16(data, name)  # such as grey with alpha, which Pillow does not know
+    turn, key, icc = (
+        image.getexif().get(274, 1),
+        image.info.get("transparency"),
+        image.info.get("icc_profile"),
+    )
+    wide = _is_wide(image, data)
+    image.load()  # finds a truncated file, and turns a TIFF by itself
+    turn = turn if wide else image.getexif().get(274, 1)
+    pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
+    grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
+    return _photo(_turn(pixels, turn), wide, grey, name=name, icc=_fitting(icc))
+
+
+def _fitting(icc: bytes | None) -> bytes | None:
+    """A profile of grey or RGB; one of CMYK does not fit what we return."""
+    return icc if icc and icc[16:20] in (b"RGB ", b"GRAY") else None
+
+
+def _decode_tiff16(data: bytes, name: str) -> Photo:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tags = file.pages[0].tags
+        kind = np.unique(tags.valueof("BitsPerSample")).tolist(), int(tags.valueof("SampleFormat", 1))
+        if kind != ([16], 1) or tags.valueof("PhotometricInterpretation") not in (0, 1, 2):
+            raise ValueError("a kind of TIFF that is not known here")
+        turn, icc = int(tags.valueof("Orientation", 1)), tags.valueof("InterColorProfile")
+    pixels = _read_tiff16(data)
+    return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, icc=_fitting(icc))
+
+
+def _photo(pixels: np.ndarray, wide: bool, grey: bool, **rest) -> Photo:
+    """Of (H, W), or (H, W, 1 to 4) with alpha last."""
+    x = to_tensor(pixels)
     rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
-    icc = icc if icc and icc[16:20] == b"RGB " else None  # a grey or CMYK profile does not fit what we return
-    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, 16 if wide else 8, Path(name).name, icc)
+    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, bits=16 if wide else 8, grey=grey, **rest)
+
+
+def of_pil(image: Image.Image) -> Photo:
+    """A Photo of a PIL image as it is, not turned; 16-bit grey ("I;16") keeps its bits.
+
+    Raises ValueError for modes that are no photograph's: "F", "I", "LAB".
+    """
+    wide = image.mode.startswith("I;16")
+    try:
+        pixels = (
+            np.asarray(image).astype(np.uint16) if wide else _read_8bit(image, image.info.get("icc_profile"))
+        )
+    except ValueError as error:
+        raise ValueError(f"the image has {error}; allowed: 1, L, LA, I;16, P, RGB, RGBA, CMYK") from error
+    return _photo(pixels, wide, wide or image.mode in GREY_MODES)
 
 
 def _is_wide(image: Image.Image, data: bytes) -> bool:
@@ -287,9 +351,10 @@ def write_image(
     """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not
     at all.
 
-    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. WebP is lossless, JPEG quality 95
-    4:4:4. Raises ValueError (suffix, shapes, range, a side too long for the format) or OSError (folder, disk)
-    naming path.
+    A grey Photo becomes a file of one channel, its luma (of three equal ones in WebP, which has no grey).
+    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. A profile that does not fit the file's
+    channels is left out. WebP is lossless, JPEG quality 95 4:4:4. Raises ValueError (suffix, shapes, range, a
+    side too long for the format) or OSError (folder, disk) naming path.
     """
     path = Path(path)
     if not isinstance(photo, Photo):
@@ -307,14 +372,18 @@ def write_image(
             f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
             f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits"
         )
+    if photo.grey:
+        x = to_grey(x)[:, : 3 if kind == "WEBP" else 1]
     if alpha is not None:
         # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it
         # on white
         x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
     wide = photo.bits == 16 and kind in ("PNG", "TIFF")
     pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
+    space = b"GRAY" if pixels.shape[-1] < 3 else b"RGB "
+    icc = photo.icc if photo.icc and photo.icc[16:20] == space else None
     try:
-        data = _encode(pixels, kind, photo.icc)
+        data = _encode(pixels, kind, icc)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be written as {kind} ({error}); try .png") from error
     with atomic(path) as temporary:
@@ -327,11 +396,13 @@ def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
     if kind == "TIFF":
         import tifffile
 
-        extra = ["unassalpha"] if pixels.shape[-1] == 4 else None
+        extra = ["unassalpha"] if pixels.shape[-1] in (2, 4) else None
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         tifffile.imwrite(
             out,
             pixels,
-            photometric="rgb",
+            photometric="rgb" if pixels.shape[-1] in (3, 4) and pixels.ndim == 3 else "minisblack",
+            planarconfig="contig" if pixels.ndim == 3 else None,
             extrasamples=extra,
             compression="zlib",
             predictor=True,
@@ -344,6 +415,7 @@ def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
         how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(
             kind, {}
         )
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         Image.fromarray(pixels).save(out, kind, **({"icc_profile": icc} if icc else {}), **how)
     return out.getvalue()
 

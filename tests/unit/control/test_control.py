@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ifcsr_lib.control import Endpoints, adain, blend
+from ifcsr_lib.files.images import is_grey
 
 torch.manual_seed(0)
 A, B = torch.rand(2, 3, 20, 24), torch.rand(2, 3, 20, 24)
@@ -95,3 +96,20 @@ def test_indexing_and_colour_fix():
     assert torch.equal(ends.colour_fixed().blend(0), adain(A, ends.x_L))
     with pytest.raises(ValueError, match="x_L"):
         Endpoints(A, B).colour_fixed()
+
+
+def test_grey_as_input_takes_the_tint_off_grey_images_only(tmp_path):
+    """An image whose x_L has three equal channels gets the luma of its ends; its neighbour stays."""
+    x_L = B.clone()
+    x_L[1] = x_L[1, :1]
+    ends = Endpoints(A, B, x_L)
+    grey = ends.grey_as_input()
+    assert torch.equal(grey.x_fid[0], A[0]) and torch.equal(grey.x_real[0], B[0])
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    assert torch.allclose(grey.x_fid[1], (A[1] * weights).sum(0).expand(3, -1, -1), atol=1e-6)
+    # E1 of the luma is the luma of E1
+    luma = (ends.blend(0.3)[1] * weights).sum(0).expand(3, -1, -1)
+    assert torch.allclose(grey.blend(0.3)[1], luma, atol=1e-6)
+    back = Endpoints.load(ends.save(tmp_path / "p.ifcsr.zip"))
+    assert is_grey(back.x_fid).tolist() == is_grey(back.x_real).tolist() == [False, True]
+    assert Endpoints(A, B).grey_as_input().x_fid is A, "without x_L nothing is known"

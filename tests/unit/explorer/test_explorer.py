@@ -594,3 +594,31 @@ def test_a_bad_pair_gives_one_error(tmp_path):
         with pytest.raises(ValueError, match="allowed"):
             pair().save(**{"path": tmp_path / "a.ifcsr.zip"} | wrong)
     assert not (tmp_path / "a.ifcsr.zip").exists()
+
+
+# grey photographs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", ["x_L of the endpoints", "lq"])
+def test_a_grey_photograph_is_grey_on_the_page(known, tmp_path):
+    """Every picture that a page asks for, what Python shows, and the written file; a colour photograph beside
+    it keeps its colours.
+    """
+    lq = rand(2, 3, 16, 20)
+    lq[0] = lq[0, :1]
+    ends = Endpoints(rand(2, 3, 64, 80, seed=1), rand(2, 3, 64, 80, seed=2), upsample(lq))
+    if known == "lq":
+        ends = Endpoints(ends.x_fid, ends.x_real)
+    explorer = Explorer(ends, lq if known == "lq" else None)
+
+    def spread(data):
+        return np.ptp(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int), -1).max()
+
+    for i, picture in enumerate(explorer.pictures):
+        for key in ("0/fid", "0/real", "bicubic", "thumb_fid"):
+            assert (spread(picture.png(key, level=1)) == 0) == (i == 0), key
+    for i, shown in enumerate(explorer.pictures):
+        explorer.index = i
+        assert (np.ptp(explorer.image(0.3).astype(int), -1).max() == 0) == (i == 0)
+        assert (spread(explorer.save_png(tmp_path / "a.png").read_bytes()) == 0) == (i == 0), shown.name
+    assert (ends.x_L is None) == (explorer.ends().x_L is None)

@@ -1,5 +1,6 @@
 """Every kind of photo goes in and comes out as it should; bad files and tensors give one clear error."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -188,9 +189,91 @@ def test_colour_profile_is_kept(tmp_path, name):
         )
 
 
-def test_grey_profile_is_not_put_on_rgb(tmp_path):
-    Image.fromarray(A8[..., 0]).save(tmp_path / "a.png", icc_profile=SRGB[:16] + b"GRAY" + SRGB[20:])
-    assert read_image(tmp_path / "a.png").icc is None
+GREY_ICC = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+def test_a_profile_goes_only_where_the_channels_fit(tmp_path):
+    """Grey into grey, RGB into RGB; WebP knows no grey."""
+    Image.fromarray(A8[..., 0]).save(tmp_path / "a.png", icc_profile=GREY_ICC)
+    photo = read_image(tmp_path / "a.png")
+    for name, kept in (("b.png", GREY_ICC), ("b.jpg", GREY_ICC), ("b.tif", GREY_ICC), ("b.webp", None)):
+        assert read_image(write_image(photo, tmp_path / name)).icc == kept, name
+        rgb = dataclasses.replace(photo, grey=False)
+        assert Image.open(write_image(rgb, tmp_path / name)).info.get("icc_profile") is None, name
+        wrong = dataclasses.replace(photo, icc=SRGB)
+        assert read_image(write_image(wrong, tmp_path / name)).icc == (None if kept else SRGB), name
+
+
+def grey_files(folder):
+    """A grey photograph in every kind of grey that the formats have."""
+    ramp = np.add.outer(np.arange(20), np.arange(24)).astype(np.uint8) * 5
+    grey, alpha = Image.fromarray(ramp), RNG.integers(1, 256, (20, 24), dtype=np.uint8)
+    for suffix in ("png", "jpg", "jpeg", "tif", "tiff", "bmp"):
+        grey.save(folder / f"l.{suffix}")
+    for suffix in ("png", "tif", "bmp"):
+        grey.convert("1").save(folder / f"bit.{suffix}")
+    for suffix in ("png", "tif"):
+        Image.fromarray(np.dstack([ramp, alpha]), "LA").save(folder / f"la.{suffix}")
+    grey.save(folder / "key.png", transparency=5)
+    for channels in (1, 2):
+        wide = np.dstack([ramp.astype(np.uint16) * 257, alpha.astype(np.uint16) * 257])[..., :channels]
+        (folder / f"wide{channels}.png").write_bytes(images._png16(wide, None))
+    tifffile.imwrite(folder / "wide1.tif", wide[..., 0], photometric="minisblack")
+    tifffile.imwrite(folder / "white.tif", 65535 - wide[..., 0], photometric="miniswhite")
+    tifffile.imwrite(
+        folder / "wide2.tif",
+        wide,
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
+    return sorted(folder.iterdir())
+
+
+CHANNELS = {"1": 1, "L": 1, "LA": 2, "I;16": 1, "I;16B": 1, "RGB": 3, "RGBA": 4}
+
+
+def channels(path):
+    """Of the file as it is stored, and the bits of each."""
+    if path.suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            return file.pages[0].samplesperpixel, file.pages[0].bitspersample
+    if path.suffix == ".png":  # Pillow has no mode for 16-bit grey with alpha
+        data = path.read_bytes()
+        return {0: 1, 2: 3, 4: 2, 6: 4}[data[25]], data[24]
+    with Image.open(path) as image:
+        return CHANNELS[image.mode], 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_grey_comes_out_grey(tmp_path, suffix):
+    """Every kind of grey file, given colour, is written as one channel of the same bits, where there is
+    such; what it shows has R = G = B.
+    """
+    (tmp_path / "in").mkdir()
+    for path in grey_files(tmp_path / "in"):
+        photo = read_image(path)
+        assert photo.grey and bool(images.is_grey(photo.rgb)), path.name
+        tinted = photo.rgb * torch.tensor([1, 0.8, 0.9]).view(1, 3, 1, 1)
+        out = write_image(dataclasses.replace(photo, rgb=tinted), tmp_path / f"out.{suffix}")
+        back = read_image(out)
+        assert bool(images.is_grey(back.rgb)), path.name
+        keeps_alpha = photo.alpha is not None and suffix in ("png", "tif", "webp")
+        wide = 16 if photo.bits == 16 and suffix in ("png", "tif") else 8
+        assert channels(out) == ((3 if suffix == "webp" else 1) + keeps_alpha, wide), path.name
+        if suffix in ("png", "tif"):
+            assert (back.rgb - images.to_grey(tinted)).abs().max() <= 0.5 / (2**wide - 1) + 1e-6, path.name
+            assert photo.alpha is None or torch.equal(back.alpha, photo.alpha)
+
+
+def test_luma_is_pillows_and_keeps_grey():
+    x = to_tensor(A8[..., :3])
+    pillow = np.asarray(Image.fromarray(A8[..., :3]).convert("L")).astype(float)
+    # Pillow's weights are 16-bit integers and it rounds: within one level
+    assert np.abs(images.to_grey(x)[0, 1].numpy() * 255 - pillow).max() < 0.51
+    grey = torch.rand(2, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(images.to_grey(grey), grey)
+    assert images.is_grey(torch.cat([x, images.to_grey(x)])).tolist() == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
