@@ -26,7 +26,7 @@ from torch import Tensor
 from . import __version__
 from .config import Config, resolve_model
 from .control import Endpoints
-from .files.images import of_pil, to_tensor, to_uint8
+from .files.images import bleed, of_pil, to_tensor, to_uint8
 from .files.results import atomic, read_json, write_json
 from .models import IFCSR
 from .nets.backbone import read_safetensors
@@ -140,7 +140,8 @@ class IFCSRPipeline(DiffusionPipeline):
 
         image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a
             float32 tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is
-            dropped. Grey becomes RGB, and its endpoints are grey: `Endpoints.grey_as_input`.
+            dropped, and where it is 0 the colours of the nearest visible pixels are taken. Grey becomes RGB,
+            and its endpoints are grey: `Endpoints.grey_as_input`.
         """
         self.ifcsr.to(self.unet.device)  # `pipe.to` moves the components, and the prompt is no component
         if self.unet.dtype != torch.float32 or self.vae.dtype != torch.float32:
@@ -284,12 +285,12 @@ def _batch(image) -> tuple[Tensor, list[bool]]:
         return torch.cat([p for p, _ in parts]), [one for _, grey in parts for one in grey]
     if isinstance(image, Image.Image):
         photo = of_pil(image)
-        return photo.rgb, [photo.grey]
+        return bleed(photo.rgb, photo.alpha), [photo.grey]
     grey = False
     if isinstance(image, np.ndarray):
         image = to_tensor(image)
-        grey = image.shape[1] < 3
-        image = image[:, :1].expand(-1, 3, -1, -1) if grey else image[:, :3]
+        grey, alpha = image.shape[1] < 3, image[:, -1:] if image.shape[1] in (2, 4) else None
+        image = bleed(image[:, :1].expand(-1, 3, -1, -1) if grey else image[:, :3], alpha)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"image came as {type(image).__name__}; pass a PIL image, an array, a tensor or a list of them"

@@ -14,7 +14,7 @@ from .options import MODEL, gamma, name_or_path, one_line
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
 Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says.
-Writes four times the width and height: grey as grey, all else as RGB. Alpha (bicubic) and 16 bit
+Writes four times the width and height: grey as grey, all else as RGB. Alpha and 16 bit
 are kept where the format has them, the colour profile too; JPEG and BMP show transparent photos
 on white. A file that cannot be read is reported and skipped, and the exit code is then 1. Needs
 no network with the pocket model; the same input always gives the same output."""
@@ -102,7 +102,15 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
     """
     from tqdm import tqdm
 
-    from ..files.images import check_images, is_grey, read_image, to_grey, upsample, write_image
+    from ..files.images import (
+        bleed,
+        check_images,
+        is_grey,
+        read_image,
+        to_grey,
+        upsample_alpha,
+        write_image,
+    )
 
     failed = 0
     # no bar when stderr is not a terminal
@@ -110,11 +118,11 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
         try:
             photo = read_image(source)
             check_images(photo.rgb, str(source))
-            rgb = model.endpoints(photo.rgb).blend(gamma)
-            rgb = to_grey(rgb) if is_grey(photo.rgb).all() else rgb
-            alpha = (
-                None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
-            )
+            # DECISION D24: the network sees the colours that can be seen, continued below transparency
+            lq, alpha = bleed(photo.rgb, photo.alpha), photo.alpha
+            rgb = model.endpoints(lq).blend(gamma)
+            rgb = to_grey(rgb) if is_grey(lq).all() else rgb
+            alpha = None if alpha is None else upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
             write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
         except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed += 1

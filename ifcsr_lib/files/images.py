@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from scipy.ndimage import distance_transform_edt
 
 from .results import atomic
 
@@ -111,6 +112,33 @@ def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
     1].
     """
     return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def upsample_alpha(alpha: torch.Tensor, scale: int = 4) -> torch.Tensor:
+    """(N, 1, h, w) -> (N, 1, scale h, scale w), linear: no negative weights, so edges do not ring."""
+    return F.interpolate(alpha, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def bleed(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+    """rgb (N, 3, H, W) where each pixel of alpha 0 has the colour of the nearest one that can be seen.
+
+    What a file holds under full transparency is arbitrary, mostly black; a network, or a filter, would carry
+    it into the edge of what can be seen. alpha: (N, 1, H, W), or None, which changes nothing. An image that
+    is transparent everywhere stays as it is.
+    """
+    if alpha is None:
+        return rgb
+    out = rgb.clone()
+    for i, hidden in enumerate((alpha[:, 0] <= 0).cpu().numpy()):
+        if hidden.any() and not hidden.all():
+            y, x = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+            out[i][:, hidden] = rgb[i][:, y[hidden], x[hidden]]
+    return out
+
+
+def on_white(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+    """rgb (N, 3, H, W) as seen on white through alpha (N, 1, H, W); None: opaque."""
+    return rgb if alpha is None else rgb * alpha + (1 - alpha)
 
 
 def is_grey(x: torch.Tensor) -> torch.Tensor:
@@ -375,9 +403,8 @@ def write_image(
     if photo.grey:
         x = to_grey(x)[:, : 3 if kind == "WEBP" else 1]
     if alpha is not None:
-        # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it
-        # on white
-        x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
+        # DECISION D24: alpha goes its own way, linear; JPEG and BMP, without alpha, show it on white
+        x = torch.cat([x, alpha], 1) if kind in ALPHA else on_white(x, alpha)
     wide = photo.bits == 16 and kind in ("PNG", "TIFF")
     pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
     space = b"GRAY" if pixels.shape[-1] < 3 else b"RGB "

@@ -19,7 +19,7 @@ from ifcsr_lib.cli.options import setting
 from ifcsr_lib.cli.upscale import output_files, upscale_folder
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.files.images import read_image, to_tensor, upsample, write_image
+from ifcsr_lib.files.images import read_image, to_tensor, upsample, upsample_alpha, write_image
 
 
 class Bicubic:
@@ -75,7 +75,8 @@ def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
     a, b, c = (read_image(out / n) for n in names(out))
     assert a.rgb.shape == b.rgb.shape == c.rgb.shape == (1, 3, 64, 80)
     assert (a.bits, b.bits, c.bits) == (8, 16, 8) and b.alpha is None and c.alpha is None
-    assert (a.alpha - upsample(read_image(photos / "a.png").alpha)).abs().max() <= 0.5 / 255 + 1e-6
+    alpha = upsample_alpha(read_image(photos / "a.png").alpha)
+    assert (a.alpha - alpha).abs().max() <= 0.5 / 255 + 1e-6
     assert "3 of 4 outputs exist" in error(["upscale", photos, out, "--model", "none-such"], capsys)
 
 
@@ -349,6 +350,26 @@ def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, cap
     ):
         assert text in error(["explore", *argv, "--no-open"], capsys)
     assert names(tmp_path) == before
+
+
+def test_explore_shows_transparency_on_white(tmp_path, monkeypatch):
+    """White on transparent black is all white, for the network too."""
+    disc, made = np.zeros((16, 20, 4), np.uint8), []
+    disc[4:12, 5:15] = 255
+    Image.fromarray(disc).save(tmp_path / "disc.png")
+
+    class Page:
+        def __init__(self, ends, *_, **__):
+            made.append(ends)
+
+        def save_html(self, path):
+            path.write_text("")
+
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Bicubic())
+    monkeypatch.setattr("ifcsr_lib.explorer.Explorer", Page)
+    page = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "disc.png"), "--no-open", "--out", str(page)]) == 0
+    assert (made[0].x_fid == 1).all()
 
 
 @pytest.mark.parametrize(

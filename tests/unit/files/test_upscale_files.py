@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from ifcsr_lib.cli.upscale import upscale_folder
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.files.images import is_grey, read_image, upsample
+from ifcsr_lib.files.images import bleed, is_grey, on_white, read_image, upsample
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (20, 24, 4), dtype=np.uint8)
@@ -22,14 +23,14 @@ class Tinting:
         return Endpoints(*(x * t for t in tints), x)
 
 
-def upscaled(image_or_path, folder, suffix="png", **how):
+def upscaled(image_or_path, folder, suffix="png", model=None, **how):
     """The file that `upscale_folder` makes of an image, saved as PNG, or of a file."""
     path = image_or_path
     if isinstance(path, Image.Image):
         path = folder / "source.png"
         image_or_path.save(path, **how)
     out = folder / f"upscaled.{suffix}"
-    assert upscale_folder(Tinting(), {path: out}, 0.5) == 0
+    assert upscale_folder(model or Tinting(), {path: out}, 0.5) == 0
     return out
 
 
@@ -56,3 +57,66 @@ def test_colour_stays_colour(tmp_path):
     almost = np.repeat(NOISE[..., :1], 3, 2)
     almost[3, 5, 2] ^= 1
     assert not is_grey(read_image(upscaled(Image.fromarray(almost), tmp_path)).rgb)
+
+
+class Bicubic:
+    """Exact where the input is flat; it rings at edges, as networks do."""
+
+    def endpoints(self, lq):
+        return Endpoints(upsample(lq), upsample(lq))
+
+
+def disc(colour, background, alpha=255, mode="RGBA"):
+    """A disc of one colour on a transparent background that hides another."""
+    y, x = np.mgrid[:24, :24] - 11.5
+    inside = (x**2 + y**2 < 60)[..., None]
+    image = Image.fromarray(
+        np.where(inside, [*colour, alpha], [*background, 0]).astype(np.uint8).reshape(24, 24, 4)
+    )
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "jpg", "bmp"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "16 bit"])
+@pytest.mark.parametrize("colour, hidden", [((255,) * 3, (0,) * 3), ((128,) * 3, (255,) * 3)])
+def test_what_transparency_hides_does_not_come_out(tmp_path, suffix, mode, colour, hidden):
+    """A flat disc keeps its colour up to the edge, in the file and put on white, to rounding (and JPEG)."""
+    image = disc(colour, hidden, mode="RGBA" if mode in ("P", "16 bit") else mode)
+    source = tmp_path / ("source.tif" if mode == "16 bit" else "source.png")
+    if mode == "16 bit":
+        wide = np.asarray(image).astype(np.uint16) * 257
+        tifffile.imwrite(source, wide, photometric="rgb", extrasamples=["unassalpha"])
+    elif mode == "P":
+        y = np.asarray(image)[..., 3] > 0
+        palette = Image.fromarray(y.astype(np.uint8), "P")
+        palette.putpalette([*hidden, *colour])
+        palette.save(source, transparency=0)
+    else:
+        image.save(source)
+    photo = read_image(upscaled(source, tmp_path, suffix, Bicubic()))
+    tolerance = {"jpg": 3}.get(suffix, 0.6) / 255
+    if photo.alpha is not None:
+        assert (photo.rgb - colour[0] / 255).abs().max() <= tolerance, "also below alpha 0"
+        assert (photo.alpha == 0).any() and (photo.alpha == 1).any()
+    seen = on_white(photo.rgb, photo.alpha)
+    # the darkest that the edge of a flat disc can be on white is the disc
+    assert seen.min() >= colour[0] / 255 - tolerance and (seen.max() - 1).abs() <= tolerance
+
+
+def test_alpha_does_not_ring(tmp_path):
+    """Steps between 51 and 204: nothing outside, and monotonic across the edge."""
+    pixels = NOISE.copy()
+    pixels[..., 3] = np.where(np.arange(24) < 12, 51, 204)
+    alpha = read_image(upscaled(Image.fromarray(pixels), tmp_path)).alpha[0, 0] * 255
+    assert alpha.min().round() == 51 and alpha.max().round() == 204 and (alpha.diff(dim=1) >= 0).all()
+
+
+def test_bleed_changes_only_what_cannot_be_seen():
+    rgb, alpha = torch.rand(2, 3, 16, 20), torch.rand(2, 1, 16, 20).clamp(min=0.01)
+    alpha[0, :, 4:9, 3:7] = 0
+    out = bleed(rgb, alpha)
+    seen = (alpha > 0).expand_as(rgb)
+    assert torch.equal(out[seen], rgb[seen]) and torch.equal(out[1], rgb[1]) and bleed(rgb, None) is rgb
+    assert torch.equal(out[0, :, 4, 5], rgb[0, :, 3, 5])
+    assert torch.equal(out[0, :, 8, 4], rgb[0, :, 9, 4]), "the nearest visible pixel"
+    assert torch.equal(bleed(rgb, torch.zeros_like(alpha)), rgb), "nothing is visible"

@@ -196,6 +196,20 @@ def test_grey_in_grey_out(model, lq):
         pipe(Image.fromarray(one).convert("F"))
 
 
+def test_what_transparency_hides_does_not_reach_the_network(model, lq):
+    """Two pictures that differ only below alpha 0 give one answer, in every way to pass alpha."""
+    pipe, pixels = IFCSRPipeline.of(model), to_uint8(lq)[0]
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:6] = 0
+    for colours in (pixels, pixels[..., :1]):
+        answers = []
+        for hidden in (0, 255):
+            array = np.dstack([colours, alpha])
+            array[:6, :, :-1] = hidden
+            answers += [pipe(image, output_type="pt").images for image in (array, Image.fromarray(array))]
+        assert all(torch.equal(one, answers[0]) for one in answers)
+
+
 @pytest.mark.parametrize(
     "call, error",
     [
