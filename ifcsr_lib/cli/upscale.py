@@ -14,10 +14,11 @@ from .options import MODEL, gamma, name_or_path, one_line
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
 Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says.
-Writes four times the width and height: grey as grey, all else as RGB. Alpha and 16 bit
-are kept where the format has them, the colour profile too; JPEG and BMP show transparent photos
-on white. A file that cannot be read is reported and skipped, and the exit code is then 1. Needs
-no network with the pocket model; the same input always gives the same output."""
+Writes four times the width and height: grey as grey, all else as RGB. Alpha and 16 bit are kept
+where the format has them, as are the colour profile, dpi, and of EXIF the date, the camera and
+more, but not the place; JPEG and BMP show transparent photos on white. A file that cannot be read
+is reported and skipped, and the exit code is then 1. Needs no network with the pocket model; the
+same input always gives the same output."""
 EXAMPLE = "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5"
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
 
@@ -50,6 +51,7 @@ def add(p: argparse.ArgumentParser) -> None:
         help="make outputs of more than PIXELS x PIXELS in tiles of that "
         "side (default 1024; smaller takes less memory, 0 never)",
     )
+    p.add_argument("--gps", action="store_true", help="keep where a photo was taken (default: left out)")
 
 
 def output_files(
@@ -93,11 +95,11 @@ def output_files(
     return jobs
 
 
-def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
+def upscale_folder(model, jobs: dict[Path, Path], gamma: float, gps: bool = False) -> int:
     """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on
     stderr.
 
-    model: anything whose `endpoints(lq)` gives Endpoints.
+    model: anything whose `endpoints(lq)` gives Endpoints. gps: keep where the photo was taken.
     OSError (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
@@ -123,7 +125,7 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
             rgb = model.endpoints(lq).blend(gamma)
             rgb = to_grey(rgb) if is_grey(lq).all() else rgb
             alpha = None if alpha is None else upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
-            write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
+            write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target, gps=gps)
         except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed += 1
             text = one_line(error)
@@ -143,6 +145,6 @@ def run(args: argparse.Namespace) -> int:
     if args.tile is not None:
         overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
         model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
-    failed = upscale_folder(model, jobs, args.gamma)
+    failed = upscale_folder(model, jobs, args.gamma, args.gps)
     print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
     return 1 if failed else 0

@@ -5,6 +5,7 @@ stored.
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import struct
 import zlib
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
+from . import exif
 from .results import atomic
 
 FORMATS = {
@@ -44,6 +46,8 @@ class Photo:
     name: str = "image"
     icc: bytes | None = None  # the file's grey or RGB profile; values are used as stored, never converted
     grey: bool = False  # the file has one colour channel (1 bit too), and is written so; rgb still has three
+    exif: bytes | None = None  # of exif.read: date, camera, place; not the orientation, for rgb is turned
+    dpi: tuple[float, float] | None = None  # across and down
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
@@ -252,6 +256,7 @@ def _decode(data: bytes, name: str) -> Photo:
         if data[:4] not in (b"II*\0", b"MM\0*"):
             raise
         return _decode_tiff16(data, name)  # such as grey with alpha, which Pillow does not know
+    is_tiff = image.format == "TIFF"
     turn, key, icc = (
         image.getexif().get(274, 1),
         image.info.get("transparency"),
@@ -262,7 +267,26 @@ def _decode(data: bytes, name: str) -> Photo:
     turn = turn if wide else image.getexif().get(274, 1)
     pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
     grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
-    return _photo(_turn(pixels, turn), wide, grey, name=name, icc=_fitting(icc))
+    said = data if is_tiff else _exif_of(image)
+    rest = dict(icc=_fitting(icc), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said)))
+    return _photo(_turn(pixels, turn), wide, grey, name=name, **rest)
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """As the file has it, also as older PNGs have it: a text of hexadecimal digits behind three lines."""
+    text = image.info.get("Raw profile type exif")
+    with contextlib.suppress(ValueError):
+        if text and "exif" not in image.info:
+            return bytes.fromhex("".join(text.split("\n")[3:]))
+    return image.info.get("exif", b"")
+
+
+def _dpi(value) -> tuple[float, float] | None:
+    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+        x, y = (float(v) for v in value)
+        if 0 < x < 1e6 and 0 < y < 1e6:
+            return x, y
+    return None
 
 
 def _fitting(icc: bytes | None) -> bytes | None:
@@ -280,7 +304,8 @@ def _decode_tiff16(data: bytes, name: str) -> Photo:
             raise ValueError("a kind of TIFF that is not known here")
         turn, icc = int(tags.valueof("Orientation", 1)), tags.valueof("InterColorProfile")
     pixels = _read_tiff16(data)
-    return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, icc=_fitting(icc))
+    rest = dict(icc=_fitting(icc), exif=exif.read(data), dpi=_dpi(exif.dpi(data)))
+    return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, **rest)
 
 
 def _photo(pixels: np.ndarray, wide: bool, grey: bool, **rest) -> Photo:
@@ -375,18 +400,28 @@ def write_image(
     alpha: torch.Tensor | None = None,
     bits: int = 8,
     icc: bytes | None = None,
+    gps: bool = False,
 ) -> Path:
     """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not
     at all.
 
     A grey Photo becomes a file of one channel, its luma (of three equal ones in WebP, which has no grey).
     bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. A profile that does not fit the file's
-    channels is left out. WebP is lossless, JPEG quality 95 4:4:4. Raises ValueError (suffix, shapes, range, a
-    side too long for the format) or OSError (folder, disk) naming path.
+    channels is left out. EXIF and dpi are kept in all formats but BMP (dpi only) and TIFF of 4 GB; the place
+    only with gps. WebP is lossless, JPEG quality 95 4:4:4. Raises ValueError (suffix, shapes, range, a side
+    too long for the format) or OSError (folder, disk) naming path.
     """
     path = Path(path)
     if not isinstance(photo, Photo):
         photo = Photo(photo, alpha, bits, path.name, icc)
+    data = encode_image(photo, path, gps)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def encode_image(photo: Photo, path: Path, gps: bool = False) -> bytes:
+    """The bytes that `write_image` writes to path; its ValueErrors."""
     kind, x, alpha = FORMATS.get(path.suffix.lower()), photo.rgb, photo.alpha
     if kind is None:
         raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
@@ -408,42 +443,46 @@ def write_image(
     wide = photo.bits == 16 and kind in ("PNG", "TIFF")
     pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
     space = b"GRAY" if pixels.shape[-1] < 3 else b"RGB "
-    icc = photo.icc if photo.icc and photo.icc[16:20] == space else None
+    # of formats without a place for dpi, EXIF tells it
+    told = photo.dpi if photo.exif or kind in ("WEBP", "TIFF") else None
+    about = {
+        "icc": photo.icc if photo.icc and photo.icc[16:20] == space else None,
+        "block": exif.block(photo.exif, pixels.shape[1::-1], told, gps),
+        "dpi": photo.dpi,
+    }
     try:
-        data = _encode(pixels, kind, icc)
+        return _encode(pixels, kind, **about)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be written as {kind} ({error}); try .png") from error
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-    return path
 
 
-def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
+def _encode(pixels: np.ndarray, kind: str, icc: bytes | None, block: bytes | None, dpi) -> bytes:
     out = io.BytesIO()
+    if pixels.dtype == np.uint16 and kind == "PNG":
+        return _png16(pixels, icc, block=block, dpi=dpi)
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if kind == "TIFF":
         import tifffile
 
-        extra = ["unassalpha"] if pixels.shape[-1] in (2, 4) else None
-        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         tifffile.imwrite(
             out,
             pixels,
-            photometric="rgb" if pixels.shape[-1] in (3, 4) and pixels.ndim == 3 else "minisblack",
+            byteorder=">" if block and block[:2] == b"MM" else "<",
+            photometric="rgb" if pixels.shape[2:] in ((3,), (4,)) else "minisblack",
             planarconfig="contig" if pixels.ndim == 3 else None,
-            extrasamples=extra,
+            extrasamples=["unassalpha"] if pixels.shape[2:] in ((2,), (4,)) else None,
             compression="zlib",
             predictor=True,
             iccprofile=icc,
             metadata=None,
+            software=False,
         )
-    elif pixels.dtype == np.uint16:
-        return _png16(pixels, icc)
-    else:
-        how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(
-            kind, {}
-        )
-        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-        Image.fromarray(pixels).save(out, kind, **({"icc_profile": icc} if icc else {}), **how)
+        tiff = out.getvalue()
+        # a BigTIFF has directories of another kind
+        return exif.into_tiff(tiff, block) if block and 42 in tiff[2:4] else tiff
+    how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    about = {"icc_profile": icc, "dpi": dpi, "exif": b"Exif\0\0" + block if block else None}
+    Image.fromarray(pixels).save(out, kind, **{k: v for k, v in about.items() if v}, **how)
     return out.getvalue()
 
 
@@ -467,7 +506,12 @@ def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = No
 
 
 def _png16(
-    pixels: np.ndarray, icc: bytes | None, texts: dict[str, str] | None = None, level: int = 6
+    pixels: np.ndarray,
+    icc: bytes | None,
+    texts: dict[str, str] | None = None,
+    level: int = 6,
+    block: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> bytes:
     """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
 
@@ -481,5 +525,9 @@ def _png16(
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
     profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
     notes = b"".join(chunk(b"iTXt", f"{key}\0\0\0\0\0{text}".encode()) for key, text in (texts or {}).items())
+    size = b""
+    if dpi:  # per metre
+        size = chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in dpi), 1))
+    about = chunk(b"eXIf", block) if block else b""
     data = chunk(b"IDAT", zlib.compress(rows, level))
-    return b"\x89PNG\r\n\x1a\n" + head + profile + notes + data + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + profile + size + about + notes + data + chunk(b"IEND", b"")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+from ifcsr_lib.cli import main
 from ifcsr_lib.cli.upscale import upscale_folder
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import bleed, is_grey, on_white, read_image, upsample
@@ -120,3 +121,24 @@ def test_bleed_changes_only_what_cannot_be_seen():
     assert torch.equal(out[0, :, 4, 5], rgb[0, :, 3, 5])
     assert torch.equal(out[0, :, 8, 4], rgb[0, :, 9, 4]), "the nearest visible pixel"
     assert torch.equal(bleed(rgb, torch.zeros_like(alpha)), rgb), "nothing is visible"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_what_the_file_says_comes_out_again(tmp_path, monkeypatch, suffix):
+    """Date and profile of a turned photograph; the place when --gps asks for it, through the command."""
+    said, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    said[274], said[306] = 6, "2024:05:06 07:08:09"
+    said[0x8825] = {1: "N"}
+    (tmp_path / "in").mkdir()
+    Image.fromarray(NOISE[..., :3]).save(
+        tmp_path / "in" / "a.jpg", exif=said, icc_profile=profile, dpi=(300, 300)
+    )
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Tinting())
+    for options, place in (([], {}), (["--gps"], {1: "N"})):
+        out = tmp_path / f"out{len(options)}"
+        assert main(["upscale", str(tmp_path / "in"), str(out), "--format", suffix, *options]) == 0
+        with Image.open(out / f"a.{suffix}") as image:
+            assert image.size == (80, 96) and image.info["icc_profile"] == profile
+            told = image.getexif()
+            assert told[306] == said[306] and 274 not in told and dict(told.get_ifd(0x8825)) == place
+        assert np.allclose(read_image(out / f"a.{suffix}").dpi, 300, atol=0.02)
