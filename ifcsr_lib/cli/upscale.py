@@ -13,7 +13,8 @@ from .options import MODEL, gamma, name_or_path, one_line
 
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
-Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says.
+Reads PNG, JPEG, WebP, TIFF and BMP, and AVIF and HEIC where the installed Pillow or pillow-heif
+can: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says, the first of several frames or pages.
 Writes four times the width and height: grey as grey, all else as RGB. Alpha and 16 bit are kept
 where the format has them, as are the colour profile, dpi, and of EXIF the date, the camera and
 more, but not the place; JPEG and BMP show transparent photos on white. A file that cannot be read
@@ -119,6 +120,8 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float, gps: bool = Fals
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):
         try:
             photo = read_image(source)
+            for note in photo.notes:
+                tqdm.write(f"note: {source}: {note}", file=sys.stderr)
             check_images(photo.rgb, str(source))
             # DECISION D24: the network sees the colours that can be seen, continued below transparency
             lq, alpha = bleed(photo.rgb, photo.alpha), photo.alpha
@@ -134,7 +137,11 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float, gps: bool = Fals
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..files.images import left_out
+
     jobs = output_files(args.source, args.target, args.format, args.overwrite)
+    if args.source.is_dir() and (text := left_out(args.source)):
+        print(text, file=sys.stderr)
     folder = next(iter(jobs.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):

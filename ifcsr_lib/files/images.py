@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import io
 import struct
 import zlib
@@ -25,11 +26,33 @@ FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+# read where Pillow, or pillow_heif if it is installed, can; never written
+READ_ONLY = {".apng", ".avif", ".heic", ".heif", ".hif"}
+# what else is a picture for people who look at a folder
+OTHERS = {
+    ".gif",
+    ".jp2",
+    ".j2k",
+    ".jxl",
+    ".psd",
+    ".svg",
+    ".ico",
+    ".tga",
+    ".exr",
+    ".hdr",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+}
+OTHERS |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+FRAMES = {"PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages", "HEIF": "pictures"}
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
 GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
 
@@ -48,6 +71,7 @@ class Photo:
     grey: bool = False  # the file has one colour channel (1 bit too), and is written so; rgb still has three
     exif: bytes | None = None  # of exif.read: date, camera, place; not the orientation, for rgb is turned
     dpi: tuple[float, float] | None = None  # across and down
+    notes: tuple[str, ...] = ()  # what reading left out or had to guess, for the person whose file it is
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
@@ -159,21 +183,48 @@ def to_grey(x: torch.Tensor) -> torch.Tensor:
     return (g + 0.299 * (r - g) + 0.114 * (b - g)).expand_as(x).contiguous()
 
 
+@functools.cache
+def readable() -> dict[str, str]:
+    """{suffix: Pillow's name of the format}: FORMATS, and what of READ_ONLY is possible here."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()
+    return FORMATS | {suffix: known[suffix] for suffix in READ_ONLY if suffix in known}
+
+
 def list_images(folder: str | Path) -> list[Path]:
-    """The folder's image files by suffix (FORMATS), sorted by name; not recursive, hidden files left out."""
+    """The folder's image files by suffix (`readable`), sorted by name; not recursive, hidden files left out.
+
+    Raises FileNotFoundError when there are none. `left_out` tells what other pictures there are.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; pass an existing folder with images")
-    found = sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in FORMATS and p.is_file() and not p.name.startswith(".")
-    )
+    found = sorted(p for p in _visible(folder) if p.suffix.lower() in readable())
     if not found:
+        others = f"{text}; " if (text := left_out(folder)) else ""
         raise FileNotFoundError(
-            f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)"
+            f"{folder} has no images; {others}allowed: {' '.join(readable())} (subfolders are not searched)"
         )
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+
+
+def left_out(folder: str | Path) -> str:
+    """One line on the pictures of a folder that `list_images` leaves out, with their number; "" for none."""
+    kinds = (OTHERS | READ_ONLY) - set(readable())
+    count = collections.Counter(p.suffix.lower() for p in _visible(Path(folder)))
+    there = [f"{count[kind]} {kind}" for kind in sorted(kinds & set(count))]
+    if not there:
+        return ""
+    total = sum(count[kind] for kind in kinds)
+    heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif", ".hif"} & kinds & set(count) else ""
+    return f"left out {total} pictures of kinds that are not read here ({', '.join(there)}){heic}"
 
 
 def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
@@ -222,8 +273,8 @@ def printable(name: str) -> str:
 
 
 def read_image(path: str | Path) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF
-    orientation says.
+    """Read a PNG, JPEG, WebP, TIFF, BMP, or of READ_ONLY what `readable` has, as a Photo, turned as its EXIF
+    orientation says. The content counts, not the suffix; of several frames or pages the first is read.
 
     Grey and palette become RGB (Photo.grey tells grey); CMYK becomes sRGB, through its colour profile where
     the file has one. Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such
@@ -244,19 +295,22 @@ def decode_image(data: bytes, name: str) -> Photo:
             getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
         )
         raise ValueError(
-            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
+            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(readable())}, whole files, "
             "8 or 16 bit"
         ) from error
 
 
 def _decode(data: bytes, name: str) -> Photo:
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+        image = Image.open(io.BytesIO(data), formats=sorted(set(readable().values())))
     except UnidentifiedImageError:
         if data[:4] not in (b"II*\0", b"MM\0*"):
             raise
         return _decode_tiff16(data, name)  # such as grey with alpha, which Pillow does not know
-    is_tiff = image.format == "TIFF"
+    is_tiff, notes = image.format == "TIFF", []
+    with contextlib.suppress(Exception):  # a damaged second page is no reason to refuse the first
+        if image.format in FRAMES and (count := getattr(image, "n_frames", 1)) > 1:
+            notes.append(f"the first of its {count} {FRAMES[image.format]} only")
     turn, key, icc = (
         image.getexif().get(274, 1),
         image.info.get("transparency"),
@@ -269,7 +323,7 @@ def _decode(data: bytes, name: str) -> Photo:
     grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
     said = data if is_tiff else _exif_of(image)
     rest = dict(icc=_fitting(icc), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said)))
-    return _photo(_turn(pixels, turn), wide, grey, name=name, **rest)
+    return _photo(_turn(pixels, turn), wide, grey, name=name, notes=tuple(notes), **rest)
 
 
 def _exif_of(image: Image.Image) -> bytes:

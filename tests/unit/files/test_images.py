@@ -1,13 +1,15 @@
 """Every kind of photo goes in and comes out as it should; bad files and tensors give one clear error."""
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from ifcsr_lib import images
 from ifcsr_lib.files.images import (
@@ -309,6 +311,99 @@ def test_list_images(tmp_path):
         list_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="not a folder"):
         list_images(tmp_path / "a.jpg")
+
+
+def test_other_names_of_jpeg(tmp_path):
+    for name in ("a.jfif", "b.JPE", "c.jpeg"):
+        Image.fromarray(SMOOTH).save(tmp_path / name, "JPEG")
+    assert [p.name for p in list_images(tmp_path)] == ["a.jfif", "b.JPE", "c.jpeg"]
+    assert Image.open(write_image(read_image(tmp_path / "a.jfif"), tmp_path / "d.jfif")).format == "JPEG"
+
+
+@pytest.mark.skipif(".avif" not in images.readable(), reason="this Pillow cannot read AVIF")
+def test_avif_is_read_and_turned(tmp_path):
+    """Lossy: within 8 levels on a ramp. Written it is never."""
+    exif = Image.Exif()
+    exif[274], exif[306] = 6, "2024:05:06 07:08:09"
+    Image.fromarray(SMOOTH).save(tmp_path / "a.avif", quality=95, exif=exif)
+    photo = read_image(tmp_path / "a.avif")
+    assert list_images(tmp_path) == [tmp_path / "a.avif"] and b"2024:05:06" in photo.exif
+    assert (photo.rgb - to_tensor(np.rot90(SMOOTH, -1))).abs().max() < 8 / 255
+    with pytest.raises(ValueError, match=r"suffix '\.avif' is unknown"):
+        write_image(photo, tmp_path / "b.avif")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
+    """A stand-in for pillow_heif: it registers its format, and from then on the folder has one photo more."""
+    (tmp_path / "a.heic").write_bytes(b"heic of test")
+    Image.fromarray(SMOOTH).save(tmp_path / "b.png")
+    assert [p.name for p in list_images(tmp_path)] == ["b.png"]
+
+    class Heif(ImageFile.ImageFile):
+        format, format_description = "HEIF", "stand-in"
+
+        def _open(self):
+            self._size, self._mode, self.info["exif"] = (24, 20), "RGB", b""
+
+        def load(self):
+            self.im = Image.fromarray(SMOOTH).im
+
+    def register():
+        Image.register_open("HEIF", Heif, lambda head: head.startswith(b"heic"))
+        Image.register_extensions("HEIF", [".heic", ".heif"])
+
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = register
+    before = Image.registered_extensions().copy(), dict(Image.OPEN), list(Image.ID)
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    images.readable.cache_clear()
+    try:
+        assert [p.name for p in list_images(tmp_path)] == ["a.heic", "b.png"]
+        assert same(read_image(tmp_path / "a.heic").rgb, SMOOTH) and images.left_out(tmp_path) == ""
+    finally:
+        images.readable.cache_clear()
+        for now, old in zip((Image.EXTENSION, Image.OPEN), before, strict=False):
+            now.clear()
+            now.update(old)
+        Image.ID[:] = before[2]
+
+
+def test_what_a_folder_leaves_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "readable", lambda: images.FORMATS)
+    for name in ("a.HEIC", "b.heic", "c.gif", "d.avif", "e.txt", ".f.gif", "g.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "h.gif").mkdir()
+    told = images.left_out(tmp_path)
+    assert told.startswith("left out 4 pictures") and "1 .avif, 1 .gif, 2 .heic" in told
+    assert "pillow-heif" in told and "\n" not in told
+    with pytest.raises(FileNotFoundError, match=r"has no images; left out 4 .*; allowed: \.png"):
+        list_images(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert [p.name for p in list_images(tmp_path)] == ["a.png"]
+    for path in tmp_path.glob("*.[haHg]*"):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert images.left_out(tmp_path) == ""
+
+
+def test_further_frames_and_pages_are_told(tmp_path):
+    """The first is read, and how many there were is said; one alone says nothing."""
+    first, *others = (Image.fromarray(np.roll(SMOOTH, k, 0)) for k in (0, 7, 12))
+    kinds = {"a.png": "frames", "a.apng": "frames", "a.webp": "frames", "a.tif": "pages"}
+    if ".avif" in images.readable():
+        kinds["a.avif"] = "frames"
+    for name, word in kinds.items():
+        how = {"lossless": True} if name.endswith("webp") else {}
+        first.save(tmp_path / name, save_all=True, append_images=others, **how)
+        photo = read_image(tmp_path / name)
+        assert photo.notes == (f"the first of its 3 {word} only",), name
+        assert (photo.rgb - to_tensor(SMOOTH)).abs().max() < 0.1
+        first.save(tmp_path / name, **how)
+        assert read_image(tmp_path / name).notes == (), name
+    tifffile.imwrite(tmp_path / "w.tif", np.stack([A16[..., :3]] * 3), photometric="rgb")
+    assert read_image(tmp_path / "w.tif").notes == ("the first of its 3 pages only",)
+    # a phone's JPEG holds a preview or a gain map behind the photo: no second photo
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=others)
+    assert read_image(tmp_path / "a.jpg").notes == ()
 
 
 def test_writing_refuses_what_it_cannot_write(tmp_path):

@@ -142,3 +142,19 @@ def test_what_the_file_says_comes_out_again(tmp_path, monkeypatch, suffix):
             told = image.getexif()
             assert told[306] == said[306] and 274 not in told and dict(told.get_ifd(0x8825)) == place
         assert np.allclose(read_image(out / f"a.{suffix}").dpi, 300, atol=0.02)
+
+
+def test_what_was_not_read_is_said_in_one_line_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Tinting())
+    folder = tmp_path / "in"
+    folder.mkdir()
+    frames = [Image.fromarray(np.roll(NOISE, k, 0)) for k in (0, 1)]
+    frames[0].save(folder / "a.png", save_all=True, append_images=frames[1:])
+    frames[0].convert("RGB").save(folder / "b.jfif", "JPEG")
+    for name in ("c.gif", "d.gif"):
+        (folder / name).touch()
+    assert main(["upscale", str(folder), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "left out" in line and "2 .gif" in line]
+    assert [line for line in said if "a.png" in line and "2 frames" in line]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*")) == ["a.png", "b.png"]
