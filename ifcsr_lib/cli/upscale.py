@@ -61,10 +61,11 @@ def output_files(
     """{photo: file to write} for IN and OUT of `upscale`; every reason to refuse is found before a model
     loads.
 
-    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two
-    photos with one output name, a file that exists (without overwrite) or that is itself an input.
+    An output has the stem of its photo, or its full name where another photo has the same stem.
+    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, a file
+    that exists (without overwrite) or that is itself an input.
     """
-    from ..files.images import FORMATS, list_images
+    from ..files.images import FORMATS, distinct, list_images
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
@@ -79,13 +80,8 @@ def output_files(
         jobs = {source: target}
     else:
         photos = [source] if single else list_images(source)
-        jobs = {p: target / f"{p.stem}.{kind or 'png'}" for p in photos}
-    taken = {}
-    for photo, out in jobs.items():
-        if (other := taken.setdefault(os.path.normcase(out), photo)) != photo:
-            raise ValueError(
-                f"{other.name} and {photo.name} would both become {out}; rename one, or run them apart"
-            )
+        names = distinct(photos, str.casefold)  # photo.jpg and photo.png both live
+        jobs = {p: target / f"{name}.{kind or 'png'}" for p, name in zip(photos, names, strict=True)}
     inputs = {p.resolve() for p in jobs}
     if same := [p for p in jobs.values() if p.resolve() in inputs]:
         raise ValueError(f"{same[0]} is an input and would be replaced; choose another folder for OUT")

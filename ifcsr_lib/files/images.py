@@ -254,15 +254,21 @@ def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
     return found
 
 
-def labels(files: list[Path]) -> list[str]:
-    """A name per file for tables: its stem, or the full name where another file has the same stem; see
-    `printable`.
+def distinct(files: list[Path], key=str) -> list[str]:
+    """A name per file: its stem, or the full name where another file has the same stem.
+
+    key: what two names must differ in, such as str.casefold for files on any system.
     """
-    count = collections.Counter(p.stem for p in files)
-    names = [p.stem if count[p.stem] == 1 else p.name for p in files]
-    if len(set(names)) < len(names):  # a.jpg.png beside a.jpg and a.png
+    count = collections.Counter(key(p.stem) for p in files)
+    names = [p.stem if count[key(p.stem)] == 1 else p.name for p in files]
+    if len(set(map(key, names))) < len(names):  # a.jpg.png beside a.jpg and a.png
         names = [p.name for p in files]
-    return [printable(name) for name in names]
+    return names
+
+
+def labels(files: list[Path]) -> list[str]:
+    """`distinct` names for tables and pages, see `printable`."""
+    return [printable(name) for name in distinct(files)]
 
 
 def printable(name: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageCms
 
 from ifcsr_lib.cli import main
-from ifcsr_lib.cli.upscale import upscale_folder
+from ifcsr_lib.cli.upscale import output_files, upscale_folder
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import bleed, is_grey, on_white, read_image, upsample
 
@@ -158,3 +158,27 @@ def test_what_was_not_read_is_said_in_one_line_each(tmp_path, monkeypatch, capsy
     assert [line for line in said if "left out" in line and "2 .gif" in line]
     assert [line for line in said if "a.png" in line and "2 frames" in line]
     assert sorted(p.name for p in (tmp_path / "out").glob("*")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["photo.jpg", "photo.png", "other.bmp"],
+        ["photo.jpg", "PHOTO.webp", "Photo.tif"],
+        ["a.jpg.png", "a.jpg", "a.png"],
+        ["a.png.jpg", "a.png.bmp", "a.png", "a.tif"],
+    ],
+)
+def test_photos_of_one_stem_all_live(tmp_path, monkeypatch, sources):
+    """Each photo has an output that is its own, also where a file system does not tell A from a."""
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Bicubic())
+    (tmp_path / "in").mkdir()
+    for level, name in enumerate(sources):
+        flat = np.full((16, 16, 3), 20 * level, np.uint8)
+        Image.fromarray(flat).save(tmp_path / "in" / name)
+    jobs = output_files(tmp_path / "in", tmp_path / "out")
+    assert len({str(p).casefold() for p in jobs.values()}) == len(sources)
+    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    levels = {p.name: read_image(out).rgb.mean().item() * 255 for p, out in jobs.items()}
+    assert all(abs(levels[name] - 20 * level) < 1.5 for level, name in enumerate(sources))
+    assert "other.bmp" not in sources or jobs[tmp_path / "in" / "other.bmp"].name == "other.png"
