@@ -8,7 +8,9 @@ import collections
 import contextlib
 import functools
 import io
+import math
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,7 +310,12 @@ def decode_image(data: bytes, name: str) -> Photo:
 
 def _decode(data: bytes, name: str) -> Photo:
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(readable().values())))
+        with warnings.catch_warnings():  # the note below says it in one line
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=sorted(set(readable().values())))
+    except Image.DecompressionBombError:
+        most = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise ValueError(f"more than {most:.0f} megapixels; cut or shrink it first") from None
     except UnidentifiedImageError:
         if data[:4] not in (b"II*\0", b"MM\0*"):
             raise
@@ -325,10 +332,18 @@ def _decode(data: bytes, name: str) -> Photo:
     wide = _is_wide(image, data)
     image.load()  # finds a truncated file, and turns a TIFF by itself
     turn = turn if wide else image.getexif().get(274, 1)
-    pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
+    pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc, notes)
     grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
+    if (count := image.width * image.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        size = f"{image.width}x{image.height}, {count / 1e6:.0f} megapixels"
+        # 3 channels of 4 bytes, 4 x 4 pixels for one
+        notes.append(
+            f"{size}: each float32 copy of it takes {count * 12 / 1e9:.1f} GB, and 16 times that at x4"
+        )
     said = data if is_tiff else _exif_of(image)
-    rest = dict(icc=_fitting(icc), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said)))
+    rest = dict(
+        icc=_fitting(icc, notes), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said))
+    )
     return _photo(_turn(pixels, turn), wide, grey, name=name, notes=tuple(notes), **rest)
 
 
@@ -349,9 +364,16 @@ def _dpi(value) -> tuple[float, float] | None:
     return None
 
 
-def _fitting(icc: bytes | None) -> bytes | None:
-    """A profile of grey or RGB; one of CMYK does not fit what we return."""
-    return icc if icc and icc[16:20] in (b"RGB ", b"GRAY") else None
+def _fitting(icc: bytes | None, notes: list[str]) -> bytes | None:
+    """A whole profile of grey or RGB; one of CMYK does not fit what we return."""
+    if not icc or icc[16:20] not in (b"RGB ", b"GRAY"):
+        return None
+    try:
+        ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    except (OSError, ImageCms.PyCMSError):
+        notes.append("its colour profile is damaged and is left out")
+        return None
+    return icc
 
 
 def _decode_tiff16(data: bytes, name: str) -> Photo:
@@ -364,7 +386,8 @@ def _decode_tiff16(data: bytes, name: str) -> Photo:
             raise ValueError("a kind of TIFF that is not known here")
         turn, icc = int(tags.valueof("Orientation", 1)), tags.valueof("InterColorProfile")
     pixels = _read_tiff16(data)
-    rest = dict(icc=_fitting(icc), exif=exif.read(data), dpi=_dpi(exif.dpi(data)))
+    notes: list[str] = []
+    rest = dict(icc=_fitting(icc, notes), exif=exif.read(data), dpi=_dpi(exif.dpi(data)), notes=tuple(notes))
     return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, **rest)
 
 
@@ -383,7 +406,9 @@ def of_pil(image: Image.Image) -> Photo:
     wide = image.mode.startswith("I;16")
     try:
         pixels = (
-            np.asarray(image).astype(np.uint16) if wide else _read_8bit(image, image.info.get("icc_profile"))
+            np.asarray(image).astype(np.uint16)
+            if wide
+            else _read_8bit(image, image.info.get("icc_profile"), [])
         )
     except ValueError as error:
         raise ValueError(f"the image has {error}; allowed: 1, L, LA, I;16, P, RGB, RGBA, CMYK") from error
@@ -403,14 +428,19 @@ def _is_wide(image: Image.Image, data: bytes) -> bool:
     )
 
 
-def _read_8bit(image: Image.Image, icc: bytes | None) -> np.ndarray:
-    """uint8 (H, W, 3 or 4)."""
+def _read_8bit(image: Image.Image, icc: bytes | None, notes: list[str]) -> np.ndarray:
+    """uint8 (H, W, 3 or 4). notes: gets one where a CMYK profile cannot be used."""
     if image.mode in ("F", "I", "LAB") or image.mode.startswith("I;"):
         raise ValueError(f"pixel mode {image.mode}")
     if image.mode == "CMYK" and icc:
-        image = ImageCms.profileToProfile(
-            image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        try:
+            image = ImageCms.profileToProfile(
+                image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (OSError, ImageCms.PyCMSError):
+            notes.append(
+                "its CMYK profile is damaged or of another kind: converted without, colours are a guess"
+            )
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 

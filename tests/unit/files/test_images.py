@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,47 @@ def test_list_images(tmp_path):
         list_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="not a folder"):
         list_images(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("kind", ["cut", "garbage", "of RGB", "empty tags"])
+def test_cmyk_with_an_unusable_profile_is_read_without_it(tmp_path, suffix, kind):
+    image, path = Image.fromarray(SMOOTH).convert("CMYK"), tmp_path / f"a.{suffix}"
+    icc = {
+        "cut": (SRGB[:16] + b"CMYK" + SRGB[20:])[:200],
+        "garbage": b"no profile " * 30,
+        "of RGB": SRGB,
+        "empty tags": SRGB[:16] + b"CMYK" + SRGB[20:],
+    }[kind]
+    image.save(path, icc_profile=icc)
+    photo = read_image(path)
+    assert (photo.rgb - to_tensor(np.asarray(Image.open(path).convert("RGB")))).abs().max() == 0
+    assert [note for note in photo.notes if "CMYK profile" in note]
+    image.save(path)
+    assert read_image(path).notes == ()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_a_damaged_profile_is_not_passed_on(tmp_path, suffix):
+    for mode, icc in (("RGB", SRGB), ("L", GREY_ICC)):
+        how = {"lossless": True} if suffix == "webp" else {}
+        Image.fromarray(SMOOTH).convert(mode).save(tmp_path / f"a.{suffix}", icc_profile=icc[:90], **how)
+        photo = read_image(tmp_path / f"a.{suffix}")
+        assert photo.icc is None and [note for note in photo.notes if "profile is damaged" in note]
+
+
+def test_large_files_are_told_in_one_line_of_ours(tmp_path, monkeypatch):
+    """Pillow warns from MAX_IMAGE_PIXELS on and refuses from twice that on."""
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png")
+    for most, told in ((480, ()), (479, ("24x20, 0 megapixels",)), (None, ())):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            notes = read_image(tmp_path / "a.png").notes
+        assert len(notes) == len(told) and all(map(str.startswith, notes, told))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a\.png cannot .*megapixels; cut or shrink"):
+        read_image(tmp_path / "a.png")
 
 
 def test_other_names_of_jpeg(tmp_path):
