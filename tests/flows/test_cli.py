@@ -16,7 +16,7 @@ from PIL import Image
 from ifcsr_lib import __version__
 from ifcsr_lib.cli import main
 from ifcsr_lib.cli.options import setting
-from ifcsr_lib.cli.upscale import output_files, upscale_folder
+from ifcsr_lib.cli.upscale import JOURNAL, output_files, upscale_folder
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import read_image, to_tensor, upsample, upsample_alpha, write_image
@@ -71,8 +71,8 @@ def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
     assert main(["upscale", str(photos), str(out), "--gamma", "0.25", "--model", str(tiny_backbone)]) == 1
     said = capsys.readouterr()
     assert "d.png cannot be read" in said.err and "Traceback" not in said.err and "3 of 4 photos" in said.out
-    assert names(out) == ["a.png", "b.png", "c.png"]
-    a, b, c = (read_image(out / n) for n in names(out))
+    assert names(out) == [JOURNAL, "a.png", "b.png", "c.png"]
+    a, b, c = (read_image(out / n) for n in names(out)[1:])
     assert a.rgb.shape == b.rgb.shape == c.rgb.shape == (1, 3, 64, 80)
     assert (a.bits, b.bits, c.bits) == (8, 16, 8) and b.alpha is None and c.alpha is None
     alpha = upsample_alpha(read_image(photos / "a.png").alpha)
@@ -133,7 +133,7 @@ def test_output_files_are_named_after_the_photos(photos, tmp_path):
     assert output_files(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {
         photos / "c.jpg": tmp_path / "x.jpeg"
     }
-    assert output_files(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
+    assert output_files(photos / "c.jpg", photos) == {photos / "c.jpg": photos / "c.png"}
     assert not out.exists()
 
 

@@ -1,5 +1,7 @@
 """`upscale` on files: what of a photograph's file comes out again, with a model that needs no network."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -7,7 +9,8 @@ import torch
 from PIL import Image, ImageCms
 
 from ifcsr_lib.cli import main
-from ifcsr_lib.cli.upscale import output_files, upscale_folder
+from ifcsr_lib.cli.upscale import JOURNAL, output_files, upscale_folder
+from ifcsr_lib.config import resolve
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import bleed, is_grey, on_white, read_image, upsample
 
@@ -18,7 +21,13 @@ NOISE = RNG.integers(0, 256, (20, 24, 4), dtype=np.uint8)
 class Tinting:
     """A model that answers every photograph with colours of its own, as a trained network does."""
 
+    adapters, adapter = (), None
+
+    def __init__(self, weights="0"):
+        self.source, self.cfg, self.seen = {"id": "fake", "hash": weights}, resolve("smoke"), 0
+
     def endpoints(self, lq):
+        self.seen += 1
         x = upsample(lq)
         tints = (torch.tensor(t).view(1, 3, 1, 1) for t in ((1.0, 0.9, 0.7), (0.6, 0.8, 1.0)))
         return Endpoints(*(x * t for t in tints), x)
@@ -60,7 +69,7 @@ def test_colour_stays_colour(tmp_path):
     assert not is_grey(read_image(upscaled(Image.fromarray(almost), tmp_path)).rgb)
 
 
-class Bicubic:
+class Bicubic(Tinting):
     """Exact where the input is flat; it rings at edges, as networks do."""
 
     def endpoints(self, lq):
@@ -157,7 +166,7 @@ def test_what_was_not_read_is_said_in_one_line_each(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "left out" in line and "2 .gif" in line]
     assert [line for line in said if "a.png" in line and "2 frames" in line]
-    assert sorted(p.name for p in (tmp_path / "out").glob("*")) == ["a.png", "b.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -182,3 +191,107 @@ def test_photos_of_one_stem_all_live(tmp_path, monkeypatch, sources):
     levels = {p.name: read_image(out).rgb.mean().item() * 255 for p, out in jobs.items()}
     assert all(abs(levels[name] - 20 * level) < 1.5 for level, name in enumerate(sources))
     assert "other.bmp" not in sources or jobs[tmp_path / "in" / "other.bmp"].name == "other.png"
+
+
+class Stopping(Tinting):
+    """Ctrl-C arrives while it works on photo number n; kill leaves the same files."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def endpoints(self, lq):
+        if self.seen == self.n:
+            raise KeyboardInterrupt
+        return super().endpoints(lq)
+
+
+@pytest.fixture
+def folder_run(tmp_path, monkeypatch):
+    """(IN with four photographs, OUT, run): run(model, *options) gives the exit code, or the error's."""
+    for k in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.roll(NOISE, k, 0)).save(tmp_path / "in" / f"{k}.png")
+
+    def run(model, *options):
+        monkeypatch.setattr("ifcsr_lib.models.load", lambda name: model)
+        return main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options])
+
+    return tmp_path / "in", tmp_path / "out", run
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+def test_a_stopped_folder_goes_on(folder_run, capsys, suffix):
+    """The two photographs that were finished are not made again, and the rest is as of one run."""
+    _, out, run = folder_run
+    assert run(Stopping(2), "--format", suffix) == 130 and len(list(out.glob("[0-9]*"))) == 2
+    capsys.readouterr()
+    assert run(model := Tinting(), "--format", suffix) == 0 and model.seen == 2
+    said = capsys.readouterr()
+    assert "2 of 4 photos were done" in said.err and "2 of 4 photos written" in said.out
+    files = {p.name: p.read_bytes() for p in out.glob("[0-9]*")}
+    assert run(model := Tinting(), "--format", suffix) == 0 and model.seen == 0
+    assert run(model := Tinting(), "--format", suffix, "--overwrite") == 0 and model.seen == 4
+    assert files == {p.name: p.read_bytes() for p in out.glob("[0-9]*")} and len(files) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "gamma",
+        "tile",
+        "gps",
+        "model",
+        "weights",
+        "config",
+        "photo",
+        "cut output",
+        "other output",
+        "no journal",
+    ],
+)
+def test_only_whole_files_of_the_same_settings_are_skipped(folder_run, capsys, change):
+    source, out, run = folder_run
+    assert run(Stopping(2)) == 130
+    options = {
+        "gamma": ["--gamma", "0.3"],
+        "tile": ["--tile", "512"],
+        "gps": ["--gps"],
+        "model": ["--model", "x"],
+    }
+    model = Tinting("1") if change == "weights" else Tinting()
+    if change == "config":
+        model.cfg = model.cfg.replace(colour_fix="adain" if model.cfg.colour_fix == "none" else "none")
+    if change == "photo":
+        Image.fromarray(NOISE[::-1]).save(source / "0.png")
+    elif change == "cut output":
+        (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-9])
+    elif change == "other output":
+        (out / "0.png").write_bytes((out / "1.png").read_bytes())
+    elif change == "no journal":
+        (out / JOURNAL).unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert run(model, *options.get(change, [])) == 2 and model.seen == 0
+    assert re.search("outputs exist and are .*; pass --overwrite or another OUT", capsys.readouterr().err)
+    assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+def test_a_kill_between_journal_and_file_or_within_a_line(folder_run):
+    """A record without its file counts for nothing; a line cut short hides neither its neighbours."""
+    _, out, run = folder_run
+    assert run(Stopping(2)) == 130
+    (out / "1.png").unlink()
+    with open(out / JOURNAL, "ab") as file:
+        file.write(b'\n{"file": "2.pn')
+    assert run(model := Tinting()) == 0 and model.seen == 3
+    assert run(model := Tinting()) == 0 and model.seen == 0
+
+
+def test_one_photo_leaves_no_journal_and_a_new_photo_joins_the_folder(folder_run, tmp_path):
+    source, _, run = folder_run
+    assert run(Tinting()) == 0
+    Image.fromarray(NOISE[::-1]).save(source / "new.png")
+    assert run(model := Tinting()) == 0 and model.seen == 1
+    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png")]) == 0
+    assert not (tmp_path / JOURNAL).exists()
+    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png")]) == 2
