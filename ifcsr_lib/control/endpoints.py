@@ -102,6 +102,11 @@ class Endpoints:
             raise ValueError(
                 f"endpoints differ in shape: {tuple(self.x_fid.shape)} and {tuple(self.x_real.shape)}"
             )
+        if self.x_L is not None and self.x_L.shape != self.x_fid.shape:
+            raise ValueError(
+                f"x_L has shape {tuple(self.x_L.shape)}, the endpoints {tuple(self.x_fid.shape)}; pass the "
+                "input enlarged to their size (images.upsample), or None"
+            )
 
     def __len__(self) -> int:
         return len(self.x_fid)

@@ -88,6 +88,12 @@ def test_endpoints_of_different_sizes():
         blend(A, B[:1], 0.5)
 
 
+@pytest.mark.parametrize("x_L", [B[..., :16], B[:1], B[:, :1]])
+def test_an_input_of_another_size(x_L):
+    with pytest.raises(ValueError, match="x_L has shape .*; pass the input enlarged"):
+        Endpoints(A, B, x_L)
+
+
 def test_indexing_and_colour_fix():
     ends = Endpoints(A, B, x_L=B * 0.5 + 0.25)
     assert torch.equal(ends[1].x_fid, A[1:]) and torch.equal(ends[-1].x_real, B[1:])

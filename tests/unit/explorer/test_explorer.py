@@ -3,6 +3,7 @@ tests/browser/test_page.py.
 """
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -588,6 +589,20 @@ def test_a_bad_pair_gives_one_error(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=match):
             Endpoints.load(rewritten(change))
+    for part in ("x_L", "x_real", "x_fid"):
+        small = encode_png(rand(1, 3, 36, 40), 16)
+
+        def smaller(parts, part=part, small=small):
+            made = json.loads(parts["ifcsr.json"])
+            made["images"][0][part]["sha256"] = hashlib.sha256(small).hexdigest()
+            parts.update({f"{part}.png": small, "ifcsr.json": json.dumps(made).encode()})
+
+        with pytest.raises(
+            ValueError, match=r"x\.zip is not .*\.png is .*40x36.*; allowed: one size"
+        ) as info:
+            Endpoints.load(rewritten(smaller))
+        assert f"{part}.png" in str(info.value) and "\n" not in str(info.value)
+        assert "50x36" in str(info.value)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Endpoints.load(tmp_path / "none.ifcsr.zip")
     for wrong in ({"path": tmp_path / "a.zip"}, {"bits": 12}, {"gamma": 2}):
