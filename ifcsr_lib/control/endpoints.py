@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ def blend(
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0
-        = fidelity, 1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine:
-        `bands.blend_bands`.
+    gamma: a float (of numpy too), (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes
+        some); in [0, 1], 0 = fidelity, 1 = realism. Gradients flow to a tensor that asks for them, from
+        endpoints made in inference mode too; those are copied for it. A list or tuple of floats is one gamma
+        per Laplacian band, coarse to fine: `bands.blend_bands`.
     out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh
         memory for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint
         itself.
@@ -44,14 +46,22 @@ def blend(
     if isinstance(gamma, (list, tuple)):
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
-    return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid), out=out)
+    g = check_gamma(gamma, x_fid).to(x_fid)
+    if g.requires_grad and torch.is_grad_enabled():
+        if out is not None:
+            raise ValueError(
+                "gamma asks for a gradient, which out does not keep; leave out away, or detach gamma"
+            )
+        # what autograd remembers must not come from inference mode; a copy made here does not
+        x_fid, x_real = (x.clone() if x.is_inference() else x for x in (x_fid, x_real))
+    return torch.lerp(x_fid, x_real, g, out=out)
 
 
 def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
     """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not
     allowed.
     """
-    if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
+    if isinstance(gamma, (str, bool)) or not isinstance(gamma, (Real, Tensor)):
         raise TypeError(
             f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
             "list with one float per band"

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: i
         raise ValueError(f"{path}: allowed: a name that ends in {SUFFIX}")
     if bits not in (8, 16):
         raise ValueError(f"bits={bits!r}; allowed: 8 or 16")
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
+    if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma={gamma!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
     made, count = describe(model), len(images["x_fid"])
     card = {"format": FORMAT, **made, "gamma": float(gamma), "bits": bits, "images": []}
