@@ -149,7 +149,16 @@ def test_damage_costs_tags_and_no_photograph(tmp_path):
             loaded.load(b"Exif\0\0" + final)
             assert loaded[296] == 2
         exif.dpi(bad)
-    for bad in (b"", b"II", b"II*\0", b"Exif\0\0MM\0*\0\0\0\x08", b"II*\0\xff\xff\xff\xff", b"garbage" * 9):
+    long = struct.pack("<HHHII", 1, 271, 2, 99, 26) + bytes(4) + b"a maker longer than the file"
+    for bad in (
+        b"II*\0\x08\0\0\0" + long,
+        b"",
+        b"II",
+        b"II*\0",
+        b"Exif\0\0MM\0*\0\0\0\x08",
+        b"II*\0\xff\xff\xff\xff",
+        b"garbage" * 9,
+    ):
         assert exif.read(bad) is None and exif.dpi(bad) is None
     out = io.BytesIO()
     Image.fromarray(PIXELS).save(out, "JPEG", exif=b"Exif\0\0" + b"garbage" * 9)
