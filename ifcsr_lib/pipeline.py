@@ -26,7 +26,7 @@ from torch import Tensor
 from . import __version__
 from .config import Config, resolve_model
 from .control import Endpoints
-from .files.images import to_tensor, to_uint8
+from .files.images import bleed, of_pil, to_tensor, to_uint8
 from .files.results import atomic, read_json, write_json
 from .models import IFCSR
 from .nets.backbone import read_safetensors
@@ -140,7 +140,8 @@ class IFCSRPipeline(DiffusionPipeline):
 
         image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a
             float32 tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is
-            dropped, grey becomes RGB.
+            dropped, and where it is 0 the colours of the nearest visible pixels are taken. Grey becomes RGB,
+            and its endpoints are grey: `Endpoints.grey_as_input`.
         """
         self.ifcsr.to(self.unet.device)  # `pipe.to` moves the components, and the prompt is no component
         if self.unet.dtype != torch.float32 or self.vae.dtype != torch.float32:
@@ -148,7 +149,7 @@ class IFCSRPipeline(DiffusionPipeline):
                 f"unet is {self.unet.dtype}, vae {self.vae.dtype}; load the pipeline in float32 and call it "
                 "under torch.autocast for half precision"
             )
-        return self.ifcsr.endpoints(_batch(image), colour_fix)
+        return self.ifcsr.endpoints(_batch(image)[0], colour_fix).grey_as_input()
 
     def __call__(
         self, image, gamma: float | Tensor = 0.5, colour_fix: str | None = None, output_type: str = "pil"
@@ -156,14 +157,16 @@ class IFCSRPipeline(DiffusionPipeline):
         """The image, four times as large, at gamma (E1). For several gammas call `endpoints` once, and blend.
 
         image: see `endpoints`. gamma: a float, (N,) or a map (N, 1, 4h, 4w). colour_fix: "none" or "adain";
-        None takes the model's. output_type: "pil", "np" (N, 4h, 4w, 3) or "pt" (N, 3, 4h, 4w), float32 in [0,
-        1].
+        None takes the model's. output_type: "pil" (8 bit; mode "L" where the image came with one colour
+        channel, else "RGB"), "np" (N, 4h, 4w, 3) or "pt" (N, 3, 4h, 4w), float32 in [0, 1].
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}; allowed: pil, np, pt")
-        x = self.endpoints(image, colour_fix).blend(gamma)
+        lq, grey = _batch(image)
+        x = self.endpoints(lq, colour_fix).blend(gamma)
         if output_type == "pil":
-            return ImagePipelineOutput([Image.fromarray(a) for a in to_uint8(x)])
+            arrays = zip(to_uint8(x), grey, strict=True)
+            return ImagePipelineOutput([Image.fromarray(a[..., 0] if one else a) for a, one in arrays])
         return ImagePipelineOutput(x if output_type == "pt" else x.permute(0, 2, 3, 1).cpu().numpy())
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -270,22 +273,27 @@ def plain_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return plain.requires_grad_(False).eval()
 
 
-def _batch(image) -> Tensor:
+def _batch(image) -> tuple[Tensor, list[bool]]:
+    """(N, 3, h, w), and which of them came with one colour channel."""
     if isinstance(image, (list, tuple)):
         parts = [_batch(one) for one in image]
-        if not parts or len({p.shape[-2:] for p in parts}) > 1:
-            sizes = ", ".join(f"{p.shape[-1]}x{p.shape[-2]}" for p in parts[:4])
+        if not parts or len({p.shape[-2:] for p, _ in parts}) > 1:
+            sizes = ", ".join(f"{p.shape[-1]}x{p.shape[-2]}" for p, _ in parts[:4])
             raise ValueError(
                 f"{len(parts)} images of sizes {sizes}; pass images of one size, or call once for each"
             )
-        return torch.cat(parts)
+        return torch.cat([p for p, _ in parts]), [one for _, grey in parts for one in grey]
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        photo = of_pil(image)
+        return bleed(photo.rgb, photo.alpha), [photo.grey]
+    grey = False
     if isinstance(image, np.ndarray):
         image = to_tensor(image)
-        image = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
+        grey, alpha = image.shape[1] < 3, image[:, -1:] if image.shape[1] in (2, 4) else None
+        image = bleed(image[:, :1].expand(-1, 3, -1, -1) if grey else image[:, :3], alpha)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"image came as {type(image).__name__}; pass a PIL image, an array, a tensor or a list of them"
         )
-    return image[None] if image.ndim == 3 else image
+    image = image[None] if image.ndim == 3 else image
+    return image, [grey] * len(image)

@@ -12,7 +12,8 @@ TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
 Runs the network once, writes one page that holds both endpoints and the slider, and opens it in
 the browser; the page needs no Python afterwards. A pair written by Endpoints.save (*.ifcsr.zip)
-needs no model at all. "sample" is a held-out photo of the installed packages, degraded (preset light)."""
+needs no model at all. Transparency is shown on white. "sample" is a held-out photo of the
+installed packages, degraded (preset light)."""
 EXAMPLE = "python -m ifcsr_lib explore photo.jpg --out photo.html"
 PAIR = ".ifcsr.zip"
 
@@ -54,7 +55,7 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
     """The Explorer of a pair, of the sample, or of a photo; only a pair needs no model."""
     from ..control import Endpoints
     from ..explorer import Explorer
-    from ..files.images import check_images, printable, read_image
+    from ..files.images import check_images, on_white, printable, read_image
 
     name = printable(name)
     if args.photo.name.endswith(PAIR):
@@ -72,7 +73,8 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         name, hr = photo.name, load_photo(photo)
         lq = degrade(hr, 0, "light", HELDOUT_INDEX)
     else:
-        lq = read_image(args.photo).rgb
+        shot = read_image(args.photo)
+        lq = on_white(shot.rgb, shot.alpha)  # the page knows no alpha
         check_images(lq, str(args.photo))
     model = load(args.model)
     return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import sys
 from pathlib import Path
 
+from .. import __version__
 from ..config import user_path
 from .options import MODEL, gamma, name_or_path, one_line
 
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
-Reads PNG, JPEG, WebP, TIFF and BMP: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says.
-Writes RGB of four times the width and height. Alpha (bicubic) and 16 bit are kept where the
-format has them, the colour profile too; JPEG and BMP show transparent photos on white. A file
-that cannot be read is reported and skipped, and the exit code is then 1. Needs no network with
-the pocket model; the same input always gives the same output."""
+Reads PNG, JPEG, WebP, TIFF and BMP, and AVIF and HEIC where the installed Pillow or pillow-heif
+can: grey, palette, CMYK, 8 or 16 bit, turned as EXIF says, the first of several frames or pages.
+Writes four times the width and height: grey as grey, all else as RGB. Alpha and 16 bit are kept
+where the format has them, as are the colour profile, dpi, and of EXIF the date, the camera and
+more, but not the place; JPEG and BMP show transparent photos on white. A file that cannot be read
+is reported and skipped, and the exit code is then 1. A run over a folder that was stopped goes on
+where it was, when it is started again with the same settings (OUT/.ifcsr-upscale.jsonl tells).
+Photos of one stem keep their suffix in the name: photo.jpg.png and photo.png.png. Needs no network
+with the pocket model; the same input always gives the same output."""
 EXAMPLE = "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5"
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
+
+JOURNAL = ".ifcsr-upscale.jsonl"
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -50,18 +58,17 @@ def add(p: argparse.ArgumentParser) -> None:
         help="make outputs of more than PIXELS x PIXELS in tiles of that "
         "side (default 1024; smaller takes less memory, 0 never)",
     )
+    p.add_argument("--gps", action="store_true", help="keep where a photo was taken (default: left out)")
 
 
-def output_files(
-    source: Path, target: Path, kind: str | None = None, overwrite: bool = False
-) -> dict[Path, Path]:
-    """{photo: file to write} for IN and OUT of `upscale`; every reason to refuse is found before a model
-    loads.
+def output_files(source: Path, target: Path, kind: str | None = None) -> dict[Path, Path]:
+    """{photo: file to write} for IN and OUT of `upscale`.
 
-    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, two
-    photos with one output name, a file that exists (without overwrite) or that is itself an input.
+    An output has the stem of its photo, or its full name where another photo has the same stem.
+    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, a file
+    that is itself an input.
     """
-    from ..files.images import FORMATS, list_images
+    from ..files.images import FORMATS, distinct, list_images
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
@@ -76,45 +83,86 @@ def output_files(
         jobs = {source: target}
     else:
         photos = [source] if single else list_images(source)
-        jobs = {p: target / f"{p.stem}.{kind or 'png'}" for p in photos}
-    taken = {}
-    for photo, out in jobs.items():
-        if (other := taken.setdefault(os.path.normcase(out), photo)) != photo:
-            raise ValueError(
-                f"{other.name} and {photo.name} would both become {out}; rename one, or run them apart"
-            )
+        names = distinct(photos, str.casefold)  # photo.jpg and photo.png both live
+        jobs = {p: target / f"{name}.{kind or 'png'}" for p, name in zip(photos, names, strict=True)}
     inputs = {p.resolve() for p in jobs}
     if same := [p for p in jobs.values() if p.resolve() in inputs]:
         raise ValueError(f"{same[0]} is an input and would be replaced; choose another folder for OUT")
-    if (old := [p for p in jobs.values() if p.exists()]) and not overwrite:
-        raise ValueError(
-            f"{len(old)} of {len(jobs)} outputs exist, {old[0]} first; pass --overwrite or another OUT"
-        )
     return jobs
 
 
-def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
+def finished(jobs: dict[Path, Path], settings: dict) -> dict[Path, dict]:
+    """{photo: its record}: which of jobs = {photo: output} an earlier run finished with the same settings.
+
+    The journal in the outputs' folder says it; the photo and the output must have the sha256 that they had
+    then. Raises ValueError when another output exists, which would be replaced.
+    """
+    from ..files import journal
+    from ..files.results import sha256
+
+    old = {photo: out for photo, out in jobs.items() if out.exists()}
+    records = journal.read(next(iter(jobs.values())).parent / JOURNAL)
+    done, others = {}, []
+    for photo, out in old.items():
+        record = records.get(out.name, {})
+        same = settings.items() <= record.get("settings", {}).items()
+        if same and record.get("photo") == sha256(photo) and record.get("sha256") == sha256(out):
+            done[photo] = record
+        else:
+            others.append(out)
+    if others:
+        more = "" if not done else f" ({len(done)} more are whole and of the same settings)"
+        raise ValueError(
+            f"{len(others)} of {len(jobs)} outputs exist and are not known to be of these photos and "
+            f"settings, {others[0]} first{more}; pass --overwrite or another OUT"
+        )
+    return done
+
+
+def upscale_folder(
+    model, jobs: dict[Path, Path], gamma: float, gps: bool = False, settings: dict | None = None
+) -> int:
     """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on
     stderr.
 
-    model: anything whose `endpoints(lq)` gives Endpoints.
+    model: anything whose `endpoints(lq)` gives Endpoints. gps: keep where the photo was taken. settings: what
+    a journal in the outputs' folder says of each output, so that `finished` knows it; None keeps no journal.
     OSError (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
-    from ..files.images import check_images, read_image, upsample, write_image
+    from ..files import journal
+    from ..files.images import (
+        bleed,
+        check_images,
+        encode_image,
+        is_grey,
+        read_image,
+        to_grey,
+        upsample_alpha,
+    )
+    from ..files.results import atomic, sha256
 
     failed = 0
     # no bar when stderr is not a terminal
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):
         try:
             photo = read_image(source)
+            for note in photo.notes:
+                tqdm.write(f"note: {source}: {note}", file=sys.stderr)
             check_images(photo.rgb, str(source))
-            rgb = model.endpoints(photo.rgb).blend(gamma)
-            alpha = (
-                None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
-            )
-            write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
+            # DECISION D24: the network sees the colours that can be seen, continued below transparency
+            lq, alpha = bleed(photo.rgb, photo.alpha), photo.alpha
+            rgb = model.endpoints(lq).blend(gamma)
+            rgb = to_grey(rgb) if is_grey(lq).all() else rgb
+            alpha = None if alpha is None else upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
+            data = encode_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target, gps)
+            if settings is not None:
+                hashes = {"photo": sha256(source), "sha256": hashlib.sha256(data).hexdigest()}
+                record = {"file": target.name, "settings": settings, **hashes}
+                journal.append(target.parent / JOURNAL, record)
+            with atomic(target) as temporary:
+                temporary.write_bytes(data)
         except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
             failed += 1
             text = one_line(error)
@@ -123,17 +171,40 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    jobs = output_files(args.source, args.target, args.format, args.overwrite)
+    from ..files.images import left_out
+
+    jobs, many = output_files(args.source, args.target, args.format), args.source.is_dir()
+    if many and (text := left_out(args.source)):
+        print(text, file=sys.stderr)
+    settings = {k: getattr(args, k) for k in ("gamma", "model", "tile", "gps")} | {"version": __version__}
+    # every reason to refuse is found before a model loads, but other weights in the same place
+    done = {} if args.overwrite else finished(jobs, settings)
     folder = next(iter(jobs.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable; choose another OUT")
+    from ..files import portable
     from ..models import load
 
     model = load(args.model)
     if args.tile is not None:
         overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
         model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
-    failed = upscale_folder(model, jobs, args.gamma)
-    print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
+    if many:
+        settings["weights"] = portable.describe(model)
+        other = [p for p, record in done.items() if record["settings"].get("weights") != settings["weights"]]
+        if other:
+            raise ValueError(
+                f"{len(other)} of {len(jobs)} outputs exist and are of other weights of {args.model}, "
+                f"{jobs[other[0]]} first; pass --overwrite or another OUT"
+            )
+    if done:
+        text = (
+            f"{len(done)} of {len(jobs)} photos were done by an earlier run with the same settings: skipped"
+        )
+        print(text, file=sys.stderr)
+    todo = {photo: out for photo, out in jobs.items() if photo not in done}
+    failed = upscale_folder(model, todo, args.gamma, args.gps, settings if many else None)
+    there = f", {len(done)} were there" if done else ""
+    print(f"{len(todo) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}{there}")
     return 1 if failed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files import portable
-from ..files.images import check_images
+from ..files.images import check_images, is_grey, to_grey
 from .bands import blend_bands, check_pair
 
 
@@ -21,9 +22,10 @@ def blend(
     """Mix the endpoint images in pixel space: (1 - gamma) x_fid + gamma x_real (E1); no network is evaluated.
 
     x_fid, x_real: (N, 3, H, W), RGB in [0, 1].
-    gamma: a float, (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes some); in [0, 1], 0
-        = fidelity, 1 = realism. A list or tuple of floats is one gamma per Laplacian band, coarse to fine:
-        `bands.blend_bands`.
+    gamma: a float (of numpy too), (N,) for one value per image, or (N, 1, H, W) for a map (`maps` makes
+        some); in [0, 1], 0 = fidelity, 1 = realism. Gradients flow to a tensor that asks for them, from
+        endpoints made in inference mode too; those are copied for it. A list or tuple of floats is one gamma
+        per Laplacian band, coarse to fine: `bands.blend_bands`.
     out: where to write, of an endpoint's size and type. Saves time when one pair is blended many times: fresh
         memory for a large image takes longer than the blend (benchmarks/blend.py). Must not be an endpoint
         itself.
@@ -44,14 +46,22 @@ def blend(
     if isinstance(gamma, (list, tuple)):
         x = blend_bands(x_fid, x_real, gamma)
         return x if out is None else out.copy_(x)
-    return torch.lerp(x_fid, x_real, check_gamma(gamma, x_fid).to(x_fid), out=out)
+    g = check_gamma(gamma, x_fid).to(x_fid)
+    if g.requires_grad and torch.is_grad_enabled():
+        if out is not None:
+            raise ValueError(
+                "gamma asks for a gradient, which out does not keep; leave out away, or detach gamma"
+            )
+        # what autograd remembers must not come from inference mode; a copy made here does not
+        x_fid, x_real = (x.clone() if x.is_inference() else x for x in (x_fid, x_real))
+    return torch.lerp(x_fid, x_real, g, out=out)
 
 
 def check_gamma(gamma: float | Tensor, like: Tensor) -> Tensor:
     """gamma as a tensor that broadcasts against `like` (N, 3, H, W); errors name the value that is not
     allowed.
     """
-    if isinstance(gamma, (str, bool)) or not isinstance(gamma, (int, float, Tensor)):
+    if isinstance(gamma, (str, bool)) or not isinstance(gamma, (Real, Tensor)):
         raise TypeError(
             f"gamma came as {type(gamma).__name__}; pass a float, an (N,) or an (N, 1, H, W) tensor, or a "
             "list with one float per band"
@@ -102,6 +112,11 @@ class Endpoints:
             raise ValueError(
                 f"endpoints differ in shape: {tuple(self.x_fid.shape)} and {tuple(self.x_real.shape)}"
             )
+        if self.x_L is not None and self.x_L.shape != self.x_fid.shape:
+            raise ValueError(
+                f"x_L has shape {tuple(self.x_L.shape)}, the endpoints {tuple(self.x_fid.shape)}; pass the "
+                "input enlarged to their size (images.upsample), or None"
+            )
 
     def __len__(self) -> int:
         return len(self.x_fid)
@@ -125,6 +140,18 @@ class Endpoints:
             )
         return replace(self, x_fid=adain(self.x_fid, self.x_L), x_real=adain(self.x_real, self.x_L))
 
+    def grey_as_input(self) -> Endpoints:
+        """The endpoints of grey photographs as grey: of each image whose x_L has R = G = B, their luma.
+
+        A network trained on colour answers a grey photograph with tints that nobody photographed. Other
+        images, and all without x_L, stay as they are. Blending stays E1 of the grey endpoints.
+        """
+        if self.x_L is None or not bool((grey := is_grey(self.x_L)).any()):
+            return self
+        which = grey.view(-1, 1, 1, 1).to(self.x_fid.device)
+        x_fid, x_real = (torch.where(which, to_grey(x), x) for x in (self.x_fid, self.x_real))
+        return replace(self, x_fid=x_fid, x_real=x_real)
+
     def save(self, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
         """Write one portable file, *.ifcsr.zip: the endpoints (and x_L) as PNG and ifcsr.json; whole or not
         at all.
@@ -132,10 +159,12 @@ class Endpoints:
         model: the IFCSR that made them, or a text; its name and hash go into the file. gamma: where a slider
             starts.
         bits: 16 keeps each value within 0.5 / 65535, so that an 8-bit result differs by a level at rounding
-            ties at most; 8 within 0.5 / 255, about a quarter of the size. Raises ValueError or OSError naming
-            path.
+            ties at most; 8 within 0.5 / 255, about a quarter of the size.
+        Endpoints of a grey photograph are written grey, see `grey_as_input`. Raises ValueError or OSError
+        naming path.
         """
-        images = {name: getattr(self, name) for name in portable.PARTS}
+        ends = self.grey_as_input()
+        images = {name: getattr(ends, name) for name in portable.PARTS}
         return portable.save(images, path, self.made_by if model is None else model, gamma, bits)
 
     @classmethod

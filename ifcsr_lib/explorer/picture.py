@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,10 @@ class Picture:
         """lq: (1, 3, H/4, W/4); default: the 4x4 means of x_L. described: {label: {"model", "hash"}}."""
         x_L = next(iter(parts.values())).x_L if lq is None else upsample(lq)
         low = F.avg_pool2d(x_L, 4) if lq is None and x_L is not None else lq
+        if x_L is not None:  # the page shows a grey photograph in grey
+            parts = {
+                k: replace(replace(part, x_L=x_L).grey_as_input(), x_L=part.x_L) for k, part in parts.items()
+            }
         made = {label: portable.describe(part.made_by) for label, part in parts.items()} | (described or {})
         numbers = {label: measured(part, hr, low) for label, part in parts.items()}
         return cls(name, parts, hr, x_L, made, numbers, {label: {} for label in parts})

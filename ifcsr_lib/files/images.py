@@ -5,8 +5,12 @@ stored.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import io
+import math
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +18,45 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from scipy.ndimage import distance_transform_edt
 
+from . import exif
 from .results import atomic
 
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+# read where Pillow, or pillow_heif if it is installed, can; never written
+READ_ONLY = {".apng", ".avif", ".heic", ".heif", ".hif"}
+# what else is a picture for people who look at a folder
+OTHERS = {
+    ".gif",
+    ".jp2",
+    ".j2k",
+    ".jxl",
+    ".psd",
+    ".svg",
+    ".ico",
+    ".tga",
+    ".exr",
+    ".hdr",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+}
+OTHERS |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+FRAMES = {"PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages", "HEIF": "pictures"}
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
+GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +69,11 @@ class Photo:
     alpha: torch.Tensor | None = None
     bits: int = 8
     name: str = "image"
-    icc: bytes | None = None  # the file's RGB colour profile; values are used as stored, never converted
+    icc: bytes | None = None  # the file's grey or RGB profile; values are used as stored, never converted
+    grey: bool = False  # the file has one colour channel (1 bit too), and is written so; rgb still has three
+    exif: bytes | None = None  # of exif.read: date, camera, place; not the orientation, for rgb is turned
+    dpi: tuple[float, float] | None = None  # across and down
+    notes: tuple[str, ...] = ()  # what reading left out or had to guess, for the person whose file it is
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
@@ -111,21 +144,89 @@ def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
+def upsample_alpha(alpha: torch.Tensor, scale: int = 4) -> torch.Tensor:
+    """(N, 1, h, w) -> (N, 1, scale h, scale w), linear: no negative weights, so edges do not ring."""
+    return F.interpolate(alpha, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def bleed(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+    """rgb (N, 3, H, W) where each pixel of alpha 0 has the colour of the nearest one that can be seen.
+
+    What a file holds under full transparency is arbitrary, mostly black; a network, or a filter, would carry
+    it into the edge of what can be seen. alpha: (N, 1, H, W), or None, which changes nothing. An image that
+    is transparent everywhere stays as it is.
+    """
+    if alpha is None:
+        return rgb
+    out = rgb.clone()
+    for i, hidden in enumerate((alpha[:, 0] <= 0).cpu().numpy()):
+        if hidden.any() and not hidden.all():
+            y, x = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+            out[i][:, hidden] = rgb[i][:, y[hidden], x[hidden]]
+    return out
+
+
+def on_white(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+    """rgb (N, 3, H, W) as seen on white through alpha (N, 1, H, W); None: opaque."""
+    return rgb if alpha is None else rgb * alpha + (1 - alpha)
+
+
+def is_grey(x: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: which of the images (N, 3, H, W) have three equal channels everywhere, within 1e-6."""
+    return torch.stack([((x[:, 0] - x[:, c]).abs() <= 1e-6).flatten(1).all(1) for c in (1, 2)]).all(0)
+
+
+def to_grey(x: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) -> the same size, each channel 0.299 R + 0.587 G + 0.114 B (BT.601, as Pillow's "L").
+
+    Pixels that are grey already stay bit for bit.
+    """
+    r, g, b = x[:, :1], x[:, 1:2], x[:, 2:3]
+    return (g + 0.299 * (r - g) + 0.114 * (b - g)).expand_as(x).contiguous()
+
+
+@functools.cache
+def readable() -> dict[str, str]:
+    """{suffix: Pillow's name of the format}: FORMATS, and what of READ_ONLY is possible here."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()
+    return FORMATS | {suffix: known[suffix] for suffix in READ_ONLY if suffix in known}
+
+
 def list_images(folder: str | Path) -> list[Path]:
-    """The folder's image files by suffix (FORMATS), sorted by name; not recursive, hidden files left out."""
+    """The folder's image files by suffix (`readable`), sorted by name; not recursive, hidden files left out.
+
+    Raises FileNotFoundError when there are none. `left_out` tells what other pictures there are.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; pass an existing folder with images")
-    found = sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in FORMATS and p.is_file() and not p.name.startswith(".")
-    )
+    found = sorted(p for p in _visible(folder) if p.suffix.lower() in readable())
     if not found:
+        others = f"{text}; " if (text := left_out(folder)) else ""
         raise FileNotFoundError(
-            f"{folder} has no images; allowed: {' '.join(FORMATS)} (subfolders are not searched)"
+            f"{folder} has no images; {others}allowed: {' '.join(readable())} (subfolders are not searched)"
         )
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+
+
+def left_out(folder: str | Path) -> str:
+    """One line on the pictures of a folder that `list_images` leaves out, with their number; "" for none."""
+    kinds = (OTHERS | READ_ONLY) - set(readable())
+    count = collections.Counter(p.suffix.lower() for p in _visible(Path(folder)))
+    there = [f"{count[kind]} {kind}" for kind in sorted(kinds & set(count))]
+    if not there:
+        return ""
+    total = sum(count[kind] for kind in kinds)
+    heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif", ".hif"} & kinds & set(count) else ""
+    return f"left out {total} pictures of kinds that are not read here ({', '.join(there)}){heic}"
 
 
 def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
@@ -155,15 +256,21 @@ def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
     return found
 
 
-def labels(files: list[Path]) -> list[str]:
-    """A name per file for tables: its stem, or the full name where another file has the same stem; see
-    `printable`.
+def distinct(files: list[Path], key=str) -> list[str]:
+    """A name per file: its stem, or the full name where another file has the same stem.
+
+    key: what two names must differ in, such as str.casefold for files on any system.
     """
-    count = collections.Counter(p.stem for p in files)
-    names = [p.stem if count[p.stem] == 1 else p.name for p in files]
-    if len(set(names)) < len(names):  # a.jpg.png beside a.jpg and a.png
+    count = collections.Counter(key(p.stem) for p in files)
+    names = [p.stem if count[key(p.stem)] == 1 else p.name for p in files]
+    if len(set(map(key, names))) < len(names):  # a.jpg.png beside a.jpg and a.png
         names = [p.name for p in files]
-    return [printable(name) for name in names]
+    return names
+
+
+def labels(files: list[Path]) -> list[str]:
+    """`distinct` names for tables and pages, see `printable`."""
+    return [printable(name) for name in distinct(files)]
 
 
 def printable(name: str) -> str:
@@ -174,11 +281,12 @@ def printable(name: str) -> str:
 
 
 def read_image(path: str | Path) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF or BMP (by content, first frame) as a Photo, turned as its EXIF
-    orientation says.
+    """Read a PNG, JPEG, WebP, TIFF, BMP, or of READ_ONLY what `readable` has, as a Photo, turned as its EXIF
+    orientation says. The content counts, not the suffix; of several frames or pages the first is read.
 
-    Grey and palette become RGB; CMYK becomes sRGB, through its colour profile where the file has one.
-    Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such image.
+    Grey and palette become RGB (Photo.grey tells grey); CMYK becomes sRGB, through its colour profile where
+    the file has one. Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such
+    image.
     """
     path = Path(path)
     if not path.is_file():
@@ -189,28 +297,122 @@ def read_image(path: str | Path) -> Photo:
 def decode_image(data: bytes, name: str) -> Photo:
     """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-        turn, key, icc = (
-            image.getexif().get(274, 1),
-            image.info.get("transparency"),
-            image.info.get("icc_profile"),
-        )
-        wide = _is_wide(image, data)
-        image.load()  # finds a truncated file, and turns a TIFF by itself
-        turn = turn if wide else image.getexif().get(274, 1)
-        pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc)
+        return _decode(data, Path(name).name)
     except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
         reason = (
             getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
         )
         raise ValueError(
-            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(FORMATS)}, whole files, "
+            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(readable())}, whole files, "
             "8 or 16 bit"
         ) from error
-    x = to_tensor(_turn(pixels, turn))
+
+
+def _decode(data: bytes, name: str) -> Photo:
+    try:
+        with warnings.catch_warnings():  # the note below says it in one line
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=sorted(set(readable().values())))
+    except Image.DecompressionBombError:
+        most = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise ValueError(f"more than {most:.0f} megapixels; cut or shrink it first") from None
+    except UnidentifiedImageError:
+        if data[:4] not in (b"II*\0", b"MM\0*"):
+            raise
+        return _decode_tiff16(data, name)  # such as grey with alpha, which Pillow does not know
+    is_tiff, notes = image.format == "TIFF", []
+    with contextlib.suppress(Exception):  # a damaged second page is no reason to refuse the first
+        if image.format in FRAMES and (count := getattr(image, "n_frames", 1)) > 1:
+            notes.append(f"the first of its {count} {FRAMES[image.format]} only")
+    turn, key, icc = (
+        image.getexif().get(274, 1),
+        image.info.get("transparency"),
+        image.info.get("icc_profile"),
+    )
+    wide = _is_wide(image, data)
+    image.load()  # finds a truncated file, and turns a TIFF by itself
+    turn = turn if wide else image.getexif().get(274, 1)
+    pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc, notes)
+    grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
+    if (count := image.width * image.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
+        size = f"{image.width}x{image.height}, {count / 1e6:.0f} megapixels"
+        # 3 channels of 4 bytes, 4 x 4 pixels for one
+        notes.append(
+            f"{size}: each float32 copy of it takes {count * 12 / 1e9:.1f} GB, and 16 times that at x4"
+        )
+    said = data if is_tiff else _exif_of(image)
+    rest = dict(
+        icc=_fitting(icc, notes), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said))
+    )
+    return _photo(_turn(pixels, turn), wide, grey, name=name, notes=tuple(notes), **rest)
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """As the file has it, also as older PNGs have it: a text of hexadecimal digits behind three lines."""
+    text = image.info.get("Raw profile type exif")
+    with contextlib.suppress(ValueError):
+        if text and "exif" not in image.info:
+            return bytes.fromhex("".join(text.split("\n")[3:]))
+    return image.info.get("exif", b"")
+
+
+def _dpi(value) -> tuple[float, float] | None:
+    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+        x, y = (float(v) for v in value)
+        if 0 < x < 1e6 and 0 < y < 1e6:
+            return x, y
+    return None
+
+
+def _fitting(icc: bytes | None, notes: list[str]) -> bytes | None:
+    """A whole profile of grey or RGB; one of CMYK does not fit what we return."""
+    if not icc or icc[16:20] not in (b"RGB ", b"GRAY"):
+        return None
+    try:
+        ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    except (OSError, ImageCms.PyCMSError):
+        notes.append("its colour profile is damaged and is left out")
+        return None
+    return icc
+
+
+def _decode_tiff16(data: bytes, name: str) -> Photo:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tags = file.pages[0].tags
+        kind = np.unique(tags.valueof("BitsPerSample")).tolist(), int(tags.valueof("SampleFormat", 1))
+        if kind != ([16], 1) or tags.valueof("PhotometricInterpretation") not in (0, 1, 2):
+            raise ValueError("a kind of TIFF that is not known here")
+        turn, icc = int(tags.valueof("Orientation", 1)), tags.valueof("InterColorProfile")
+    pixels = _read_tiff16(data)
+    notes: list[str] = []
+    rest = dict(icc=_fitting(icc, notes), exif=exif.read(data), dpi=_dpi(exif.dpi(data)), notes=tuple(notes))
+    return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, **rest)
+
+
+def _photo(pixels: np.ndarray, wide: bool, grey: bool, **rest) -> Photo:
+    """Of (H, W), or (H, W, 1 to 4) with alpha last."""
+    x = to_tensor(pixels)
     rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
-    icc = icc if icc and icc[16:20] == b"RGB " else None  # a grey or CMYK profile does not fit what we return
-    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, 16 if wide else 8, Path(name).name, icc)
+    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, bits=16 if wide else 8, grey=grey, **rest)
+
+
+def of_pil(image: Image.Image) -> Photo:
+    """A Photo of a PIL image as it is, not turned; 16-bit grey ("I;16") keeps its bits.
+
+    Raises ValueError for modes that are no photograph's: "F", "I", "LAB".
+    """
+    wide = image.mode.startswith("I;16")
+    try:
+        pixels = (
+            np.asarray(image).astype(np.uint16)
+            if wide
+            else _read_8bit(image, image.info.get("icc_profile"), [])
+        )
+    except ValueError as error:
+        raise ValueError(f"the image has {error}; allowed: 1, L, LA, I;16, P, RGB, RGBA, CMYK") from error
+    return _photo(pixels, wide, wide or image.mode in GREY_MODES)
 
 
 def _is_wide(image: Image.Image, data: bytes) -> bool:
@@ -226,14 +428,19 @@ def _is_wide(image: Image.Image, data: bytes) -> bool:
     )
 
 
-def _read_8bit(image: Image.Image, icc: bytes | None) -> np.ndarray:
-    """uint8 (H, W, 3 or 4)."""
+def _read_8bit(image: Image.Image, icc: bytes | None, notes: list[str]) -> np.ndarray:
+    """uint8 (H, W, 3 or 4). notes: gets one where a CMYK profile cannot be used."""
     if image.mode in ("F", "I", "LAB") or image.mode.startswith("I;"):
         raise ValueError(f"pixel mode {image.mode}")
     if image.mode == "CMYK" and icc:
-        image = ImageCms.profileToProfile(
-            image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        try:
+            image = ImageCms.profileToProfile(
+                image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (OSError, ImageCms.PyCMSError):
+            notes.append(
+                "its CMYK profile is damaged or of another kind: converted without, colours are a guess"
+            )
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 
@@ -283,17 +490,28 @@ def write_image(
     alpha: torch.Tensor | None = None,
     bits: int = 8,
     icc: bytes | None = None,
+    gps: bool = False,
 ) -> Path:
     """Write a Photo, or rgb (1, 3, H, W) with alpha (1, 1, H, W), in the format of the suffix; whole or not
     at all.
 
-    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. WebP is lossless, JPEG quality 95
-    4:4:4. Raises ValueError (suffix, shapes, range, a side too long for the format) or OSError (folder, disk)
-    naming path.
+    A grey Photo becomes a file of one channel, its luma (of three equal ones in WebP, which has no grey).
+    bits 16 is kept in PNG and TIFF and becomes 8, rounded, elsewhere. A profile that does not fit the file's
+    channels is left out. EXIF and dpi are kept in all formats but BMP (dpi only) and TIFF of 4 GB; the place
+    only with gps. WebP is lossless, JPEG quality 95 4:4:4. Raises ValueError (suffix, shapes, range, a side
+    too long for the format) or OSError (folder, disk) naming path.
     """
     path = Path(path)
     if not isinstance(photo, Photo):
         photo = Photo(photo, alpha, bits, path.name, icc)
+    data = encode_image(photo, path, gps)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def encode_image(photo: Photo, path: Path, gps: bool = False) -> bytes:
+    """The bytes that `write_image` writes to path; its ValueErrors."""
     kind, x, alpha = FORMATS.get(path.suffix.lower()), photo.rgb, photo.alpha
     if kind is None:
         raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
@@ -307,44 +525,54 @@ def write_image(
             f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
             f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits"
         )
+    if photo.grey:
+        x = to_grey(x)[:, : 3 if kind == "WEBP" else 1]
     if alpha is not None:
-        # DECISION D24: the network sees colours as stored, alpha apart; JPEG and BMP, without alpha, show it
-        # on white
-        x = torch.cat([x, alpha], 1) if kind in ALPHA else x * alpha + (1 - alpha)
+        # DECISION D24: alpha goes its own way, linear; JPEG and BMP, without alpha, show it on white
+        x = torch.cat([x, alpha], 1) if kind in ALPHA else on_white(x, alpha)
     wide = photo.bits == 16 and kind in ("PNG", "TIFF")
     pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
+    space = b"GRAY" if pixels.shape[-1] < 3 else b"RGB "
+    # of formats without a place for dpi, EXIF tells it
+    told = photo.dpi if photo.exif or kind in ("WEBP", "TIFF") else None
+    about = {
+        "icc": photo.icc if photo.icc and photo.icc[16:20] == space else None,
+        "block": exif.block(photo.exif, pixels.shape[1::-1], told, gps),
+        "dpi": photo.dpi,
+    }
     try:
-        data = _encode(pixels, kind, photo.icc)
+        return _encode(pixels, kind, **about)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be written as {kind} ({error}); try .png") from error
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-    return path
 
 
-def _encode(pixels: np.ndarray, kind: str, icc: bytes | None) -> bytes:
+def _encode(pixels: np.ndarray, kind: str, icc: bytes | None, block: bytes | None, dpi) -> bytes:
     out = io.BytesIO()
+    if pixels.dtype == np.uint16 and kind == "PNG":
+        return _png16(pixels, icc, block=block, dpi=dpi)
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if kind == "TIFF":
         import tifffile
 
-        extra = ["unassalpha"] if pixels.shape[-1] == 4 else None
         tifffile.imwrite(
             out,
             pixels,
-            photometric="rgb",
-            extrasamples=extra,
+            byteorder=">" if block and block[:2] == b"MM" else "<",
+            photometric="rgb" if pixels.shape[2:] in ((3,), (4,)) else "minisblack",
+            planarconfig="contig" if pixels.ndim == 3 else None,
+            extrasamples=["unassalpha"] if pixels.shape[2:] in ((2,), (4,)) else None,
             compression="zlib",
             predictor=True,
             iccprofile=icc,
             metadata=None,
+            software=False,
         )
-    elif pixels.dtype == np.uint16:
-        return _png16(pixels, icc)
-    else:
-        how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(
-            kind, {}
-        )
-        Image.fromarray(pixels).save(out, kind, **({"icc_profile": icc} if icc else {}), **how)
+        tiff = out.getvalue()
+        # a BigTIFF has directories of another kind
+        return exif.into_tiff(tiff, block) if block and 42 in tiff[2:4] else tiff
+    how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
+    about = {"icc_profile": icc, "dpi": dpi, "exif": b"Exif\0\0" + block if block else None}
+    Image.fromarray(pixels).save(out, kind, **{k: v for k, v in about.items() if v}, **how)
     return out.getvalue()
 
 
@@ -368,7 +596,12 @@ def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = No
 
 
 def _png16(
-    pixels: np.ndarray, icc: bytes | None, texts: dict[str, str] | None = None, level: int = 6
+    pixels: np.ndarray,
+    icc: bytes | None,
+    texts: dict[str, str] | None = None,
+    level: int = 6,
+    block: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> bytes:
     """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
 
@@ -382,5 +615,9 @@ def _png16(
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
     profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
     notes = b"".join(chunk(b"iTXt", f"{key}\0\0\0\0\0{text}".encode()) for key, text in (texts or {}).items())
+    size = b""
+    if dpi:  # per metre
+        size = chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in dpi), 1))
+    about = chunk(b"eXIf", block) if block else b""
     data = chunk(b"IDAT", zlib.compress(rows, level))
-    return b"\x89PNG\r\n\x1a\n" + head + profile + notes + data + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + profile + size + about + notes + data + chunk(b"IEND", b"")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: i
         raise ValueError(f"{path}: allowed: a name that ends in {SUFFIX}")
     if bits not in (8, 16):
         raise ValueError(f"bits={bits!r}; allowed: 8 or 16")
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
+    if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma={gamma!r}; allowed: a number from 0 (fidelity) to 1 (realism)")
     made, count = describe(model), len(images["x_fid"])
     card = {"format": FORMAT, **made, "gamma": float(gamma), "bits": bits, "images": []}
@@ -118,6 +119,7 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
             f"format {card.get('format') if isinstance(card, dict) else card!r}; allowed: {FORMAT!r}"
         )
     stacks: dict[str, list] = {part: [] for part in PARTS}
+    first = None  # (name, height, width), which all parts have
     for i, parts in enumerate(card["images"]):
         for part in PARTS:
             if part not in parts and part == "x_L":
@@ -128,7 +130,15 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
             data = file.read(entry["file"])
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{entry['file']} is not the one ifcsr.json describes (sha256 differs)")
-            stacks[part].append(decode_image(data, entry["file"]).rgb)
+            x = decode_image(data, entry["file"]).rgb
+            first = first or (entry["file"], *x.shape[2:])
+            h, w = x.shape[2:]
+            if (h, w) != first[1:]:
+                raise ValueError(
+                    f"{entry['file']} is {w}x{h} pixels and {first[0]} {first[2]}x{first[1]}; "
+                    "allowed: one size"
+                )
+            stacks[part].append(x)
     if (
         isinstance(card["gamma"], bool)
         or not isinstance(card["gamma"], (int, float))
@@ -141,8 +151,4 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
     images = {part: torch.cat(stacks[part]) if stacks[part] else None for part in PARTS}
     for part in PARTS[:2]:
         check_images(images[part], part)
-    if images["x_fid"].shape != images["x_real"].shape:
-        raise ValueError(
-            f"endpoints differ in shape: {tuple(images['x_fid'].shape)} and {tuple(images['x_real'].shape)}"
-        )
     return images, made

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -35,6 +39,10 @@ _PACKAGES = (
     "pyiqa",
 )
 _LOCK = threading.Lock()
+_SWEPT: set[Path] = set()  # folders that this process has looked through for what kills left
+# of `atomic`: stem, then which machine, which process of it, which file of that; before, which file only
+_TEMPORARY = re.compile(r"\..*\.(?:([0-9a-f]{8})-([0-9a-f]+)-)?[0-9a-f]{8}\.tmp(?:\.[^.]*)?")
+_OLD = 24 * 3600  # seconds after which nobody writes a file any more
 
 
 @contextlib.contextmanager
@@ -42,13 +50,18 @@ def atomic(path: str | Path):
     """Yield a temporary path (same folder, same suffix) that replaces the file `path` when the block
     succeeds.
 
-    After an error or an interruption the temporary file is gone and an older `path` is untouched.
+    After an error or an interruption the temporary file is gone and an older `path` is untouched. What a kill
+    left in the folder is removed by the next process that writes there: see `sweep`.
     Raises OSError naming `path` and the free bytes when the disk is full or the folder is not writable.
     """
     path = Path(path)
-    tmp = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    unique = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
+    tmp = path.with_name(f".{path.stem[:40]}.{unique}.tmp{path.suffix}")  # 40: names have 255 bytes at most
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (folder := path.parent.resolve()) not in _SWEPT:
+            _SWEPT.add(folder)
+            sweep(folder)
         yield tmp
         with open(tmp, "r+b") as file:
             os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
@@ -60,6 +73,50 @@ def atomic(path: str | Path):
         if clearer := _clearer(error, path):
             raise clearer from error
         raise
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove temporary files of `atomic` whose process was killed; return them.
+
+    Only files of this user: those of a process of this machine that is gone, and those that nobody has
+    touched for a day (of other machines, or whose process number another program has now). Never one that a
+    running process may still be writing. A file that cannot be removed stays.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if (match := _TEMPORARY.fullmatch(entry.name)) is None:
+                continue
+            with contextlib.suppress(OSError):
+                facts = entry.stat(follow_symlinks=False)
+                own = not hasattr(os, "geteuid") or facts.st_uid == os.geteuid()
+                dead = match[1] == _machine() and not _runs(int(match[2], 16))
+                if own and stat.S_ISREG(facts.st_mode) and (dead or time.time() - facts.st_mtime > _OLD):
+                    os.unlink(entry.path)
+                    found.append(Path(entry.path))
+    return found
+
+
+@functools.cache
+def _machine() -> str:
+    """8 hex digits for where a process number means one process: machine, its start, container."""
+    text = platform.node()
+    with contextlib.suppress(OSError):  # Linux tells the other two
+        text += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine runs; True where that cannot be told."""
+    if os.name != "posix":  # os.kill of Windows ends it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _umask() -> int:

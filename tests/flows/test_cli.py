@@ -16,10 +16,10 @@ from PIL import Image
 from ifcsr_lib import __version__
 from ifcsr_lib.cli import main
 from ifcsr_lib.cli.options import setting
-from ifcsr_lib.cli.upscale import output_files, upscale_folder
+from ifcsr_lib.cli.upscale import JOURNAL, output_files, upscale_folder
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import Endpoints
-from ifcsr_lib.files.images import read_image, to_tensor, upsample, write_image
+from ifcsr_lib.files.images import read_image, to_tensor, upsample, upsample_alpha, write_image
 
 
 class Bicubic:
@@ -71,11 +71,12 @@ def test_folder_through_a_real_model(photos, tmp_path, tiny_backbone, capsys):
     assert main(["upscale", str(photos), str(out), "--gamma", "0.25", "--model", str(tiny_backbone)]) == 1
     said = capsys.readouterr()
     assert "d.png cannot be read" in said.err and "Traceback" not in said.err and "3 of 4 photos" in said.out
-    assert names(out) == ["a.png", "b.png", "c.png"]
-    a, b, c = (read_image(out / n) for n in names(out))
+    assert names(out) == [JOURNAL, "a.png", "b.png", "c.png"]
+    a, b, c = (read_image(out / n) for n in names(out)[1:])
     assert a.rgb.shape == b.rgb.shape == c.rgb.shape == (1, 3, 64, 80)
     assert (a.bits, b.bits, c.bits) == (8, 16, 8) and b.alpha is None and c.alpha is None
-    assert (a.alpha - upsample(read_image(photos / "a.png").alpha)).abs().max() <= 0.5 / 255 + 1e-6
+    alpha = upsample_alpha(read_image(photos / "a.png").alpha)
+    assert (a.alpha - alpha).abs().max() <= 0.5 / 255 + 1e-6
     assert "3 of 4 outputs exist" in error(["upscale", photos, out, "--model", "none-such"], capsys)
 
 
@@ -132,7 +133,7 @@ def test_output_files_are_named_after_the_photos(photos, tmp_path):
     assert output_files(photos / "c.jpg", tmp_path / "x.jpeg", "jpg") == {
         photos / "c.jpg": tmp_path / "x.jpeg"
     }
-    assert output_files(photos / "c.jpg", photos, overwrite=True) == {photos / "c.jpg": photos / "c.png"}
+    assert output_files(photos / "c.jpg", photos) == {photos / "c.jpg": photos / "c.png"}
     assert not out.exists()
 
 
@@ -152,8 +153,6 @@ def test_it_refuses_before_a_model_loads(photos, tmp_path, capsys):
     assert "contradicts" in refuse(photos / "c.jpg", tmp_path / "x.png", "--format", "jpg")
     assert "would be replaced" in refuse(photos, photos, "--overwrite")
     assert "would be replaced" in refuse(photos / "a.png", photos / "a.png", "--overwrite")
-    (photos / "a.webp").write_bytes(b"")
-    assert "a.png and a.webp would both become" in refuse(photos, new)
     assert not new.exists()
     assert "no-model" in refuse(photos / "c.jpg", new)
 
@@ -351,6 +350,26 @@ def test_explore_writes_a_page_and_opens_it(photos, tmp_path, tiny_backbone, cap
     ):
         assert text in error(["explore", *argv, "--no-open"], capsys)
     assert names(tmp_path) == before
+
+
+def test_explore_shows_transparency_on_white(tmp_path, monkeypatch):
+    """White on transparent black is all white, for the network too."""
+    disc, made = np.zeros((16, 20, 4), np.uint8), []
+    disc[4:12, 5:15] = 255
+    Image.fromarray(disc).save(tmp_path / "disc.png")
+
+    class Page:
+        def __init__(self, ends, *_, **__):
+            made.append(ends)
+
+        def save_html(self, path):
+            path.write_text("")
+
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Bicubic())
+    monkeypatch.setattr("ifcsr_lib.explorer.Explorer", Page)
+    page = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "disc.png"), "--no-open", "--out", str(page)]) == 0
+    assert (made[0].x_fid == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ tests/browser/test_page.py.
 """
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -588,9 +589,51 @@ def test_a_bad_pair_gives_one_error(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=match):
             Endpoints.load(rewritten(change))
+    for part in ("x_L", "x_real", "x_fid"):
+        small = encode_png(rand(1, 3, 36, 40), 16)
+
+        def smaller(parts, part=part, small=small):
+            made = json.loads(parts["ifcsr.json"])
+            made["images"][0][part]["sha256"] = hashlib.sha256(small).hexdigest()
+            parts.update({f"{part}.png": small, "ifcsr.json": json.dumps(made).encode()})
+
+        with pytest.raises(
+            ValueError, match=r"x\.zip is not .*\.png is .*40x36.*; allowed: one size"
+        ) as info:
+            Endpoints.load(rewritten(smaller))
+        assert f"{part}.png" in str(info.value) and "\n" not in str(info.value)
+        assert "50x36" in str(info.value)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Endpoints.load(tmp_path / "none.ifcsr.zip")
     for wrong in ({"path": tmp_path / "a.zip"}, {"bits": 12}, {"gamma": 2}):
         with pytest.raises(ValueError, match="allowed"):
             pair().save(**{"path": tmp_path / "a.ifcsr.zip"} | wrong)
     assert not (tmp_path / "a.ifcsr.zip").exists()
+
+
+# grey photographs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", ["x_L of the endpoints", "lq"])
+def test_a_grey_photograph_is_grey_on_the_page(known, tmp_path):
+    """Every picture that a page asks for, what Python shows, and the written file; a colour photograph beside
+    it keeps its colours.
+    """
+    lq = rand(2, 3, 16, 20)
+    lq[0] = lq[0, :1]
+    ends = Endpoints(rand(2, 3, 64, 80, seed=1), rand(2, 3, 64, 80, seed=2), upsample(lq))
+    if known == "lq":
+        ends = Endpoints(ends.x_fid, ends.x_real)
+    explorer = Explorer(ends, lq if known == "lq" else None)
+
+    def spread(data):
+        return np.ptp(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int), -1).max()
+
+    for i, picture in enumerate(explorer.pictures):
+        for key in ("0/fid", "0/real", "bicubic", "thumb_fid"):
+            assert (spread(picture.png(key, level=1)) == 0) == (i == 0), key
+    for i, shown in enumerate(explorer.pictures):
+        explorer.index = i
+        assert (np.ptp(explorer.image(0.3).astype(int), -1).max() == 0) == (i == 0)
+        assert (spread(explorer.save_png(tmp_path / "a.png").read_bytes()) == 0) == (i == 0), shown.name
+    assert (ends.x_L is None) == (explorer.ends().x_L is None)

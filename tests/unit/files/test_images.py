@@ -1,12 +1,16 @@
 """Every kind of photo goes in and comes out as it should; bad files and tensors give one clear error."""
 
+import dataclasses
+import sys
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from ifcsr_lib import images
 from ifcsr_lib.files.images import (
@@ -188,9 +192,91 @@ def test_colour_profile_is_kept(tmp_path, name):
         )
 
 
-def test_grey_profile_is_not_put_on_rgb(tmp_path):
-    Image.fromarray(A8[..., 0]).save(tmp_path / "a.png", icc_profile=SRGB[:16] + b"GRAY" + SRGB[20:])
-    assert read_image(tmp_path / "a.png").icc is None
+GREY_ICC = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+def test_a_profile_goes_only_where_the_channels_fit(tmp_path):
+    """Grey into grey, RGB into RGB; WebP knows no grey."""
+    Image.fromarray(A8[..., 0]).save(tmp_path / "a.png", icc_profile=GREY_ICC)
+    photo = read_image(tmp_path / "a.png")
+    for name, kept in (("b.png", GREY_ICC), ("b.jpg", GREY_ICC), ("b.tif", GREY_ICC), ("b.webp", None)):
+        assert read_image(write_image(photo, tmp_path / name)).icc == kept, name
+        rgb = dataclasses.replace(photo, grey=False)
+        assert Image.open(write_image(rgb, tmp_path / name)).info.get("icc_profile") is None, name
+        wrong = dataclasses.replace(photo, icc=SRGB)
+        assert read_image(write_image(wrong, tmp_path / name)).icc == (None if kept else SRGB), name
+
+
+def grey_files(folder):
+    """A grey photograph in every kind of grey that the formats have."""
+    ramp = np.add.outer(np.arange(20), np.arange(24)).astype(np.uint8) * 5
+    grey, alpha = Image.fromarray(ramp), RNG.integers(1, 256, (20, 24), dtype=np.uint8)
+    for suffix in ("png", "jpg", "jpeg", "tif", "tiff", "bmp"):
+        grey.save(folder / f"l.{suffix}")
+    for suffix in ("png", "tif", "bmp"):
+        grey.convert("1").save(folder / f"bit.{suffix}")
+    for suffix in ("png", "tif"):
+        Image.fromarray(np.dstack([ramp, alpha]), "LA").save(folder / f"la.{suffix}")
+    grey.save(folder / "key.png", transparency=5)
+    for channels in (1, 2):
+        wide = np.dstack([ramp.astype(np.uint16) * 257, alpha.astype(np.uint16) * 257])[..., :channels]
+        (folder / f"wide{channels}.png").write_bytes(images._png16(wide, None))
+    tifffile.imwrite(folder / "wide1.tif", wide[..., 0], photometric="minisblack")
+    tifffile.imwrite(folder / "white.tif", 65535 - wide[..., 0], photometric="miniswhite")
+    tifffile.imwrite(
+        folder / "wide2.tif",
+        wide,
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
+    return sorted(folder.iterdir())
+
+
+CHANNELS = {"1": 1, "L": 1, "LA": 2, "I;16": 1, "I;16B": 1, "RGB": 3, "RGBA": 4}
+
+
+def channels(path):
+    """Of the file as it is stored, and the bits of each."""
+    if path.suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            return file.pages[0].samplesperpixel, file.pages[0].bitspersample
+    if path.suffix == ".png":  # Pillow has no mode for 16-bit grey with alpha
+        data = path.read_bytes()
+        return {0: 1, 2: 3, 4: 2, 6: 4}[data[25]], data[24]
+    with Image.open(path) as image:
+        return CHANNELS[image.mode], 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_grey_comes_out_grey(tmp_path, suffix):
+    """Every kind of grey file, given colour, is written as one channel of the same bits, where there is
+    such; what it shows has R = G = B.
+    """
+    (tmp_path / "in").mkdir()
+    for path in grey_files(tmp_path / "in"):
+        photo = read_image(path)
+        assert photo.grey and bool(images.is_grey(photo.rgb)), path.name
+        tinted = photo.rgb * torch.tensor([1, 0.8, 0.9]).view(1, 3, 1, 1)
+        out = write_image(dataclasses.replace(photo, rgb=tinted), tmp_path / f"out.{suffix}")
+        back = read_image(out)
+        assert bool(images.is_grey(back.rgb)), path.name
+        keeps_alpha = photo.alpha is not None and suffix in ("png", "tif", "webp")
+        wide = 16 if photo.bits == 16 and suffix in ("png", "tif") else 8
+        assert channels(out) == ((3 if suffix == "webp" else 1) + keeps_alpha, wide), path.name
+        if suffix in ("png", "tif"):
+            assert (back.rgb - images.to_grey(tinted)).abs().max() <= 0.5 / (2**wide - 1) + 1e-6, path.name
+            assert photo.alpha is None or torch.equal(back.alpha, photo.alpha)
+
+
+def test_luma_is_pillows_and_keeps_grey():
+    x = to_tensor(A8[..., :3])
+    pillow = np.asarray(Image.fromarray(A8[..., :3]).convert("L")).astype(float)
+    # Pillow's weights are 16-bit integers and it rounds: within one level
+    assert np.abs(images.to_grey(x)[0, 1].numpy() * 255 - pillow).max() < 0.51
+    grey = torch.rand(2, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(images.to_grey(grey), grey)
+    assert images.is_grey(torch.cat([x, images.to_grey(x)])).tolist() == [False, True]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -226,6 +312,140 @@ def test_list_images(tmp_path):
         list_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="not a folder"):
         list_images(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("kind", ["cut", "garbage", "of RGB", "empty tags"])
+def test_cmyk_with_an_unusable_profile_is_read_without_it(tmp_path, suffix, kind):
+    image, path = Image.fromarray(SMOOTH).convert("CMYK"), tmp_path / f"a.{suffix}"
+    icc = {
+        "cut": (SRGB[:16] + b"CMYK" + SRGB[20:])[:200],
+        "garbage": b"no profile " * 30,
+        "of RGB": SRGB,
+        "empty tags": SRGB[:16] + b"CMYK" + SRGB[20:],
+    }[kind]
+    image.save(path, icc_profile=icc)
+    photo = read_image(path)
+    assert (photo.rgb - to_tensor(np.asarray(Image.open(path).convert("RGB")))).abs().max() == 0
+    assert [note for note in photo.notes if "CMYK profile" in note]
+    image.save(path)
+    assert read_image(path).notes == ()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_a_damaged_profile_is_not_passed_on(tmp_path, suffix):
+    for mode, icc in (("RGB", SRGB), ("L", GREY_ICC)):
+        how = {"lossless": True} if suffix == "webp" else {}
+        Image.fromarray(SMOOTH).convert(mode).save(tmp_path / f"a.{suffix}", icc_profile=icc[:90], **how)
+        photo = read_image(tmp_path / f"a.{suffix}")
+        assert photo.icc is None and [note for note in photo.notes if "profile is damaged" in note]
+
+
+def test_large_files_are_told_in_one_line_of_ours(tmp_path, monkeypatch):
+    """Pillow warns from MAX_IMAGE_PIXELS on and refuses from twice that on."""
+    Image.fromarray(SMOOTH).save(tmp_path / "a.png")
+    for most, told in ((480, ()), (479, ("24x20, 0 megapixels",)), (None, ())):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            notes = read_image(tmp_path / "a.png").notes
+        assert len(notes) == len(told) and all(map(str.startswith, notes, told))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a\.png cannot .*megapixels; cut or shrink"):
+        read_image(tmp_path / "a.png")
+
+
+def test_other_names_of_jpeg(tmp_path):
+    for name in ("a.jfif", "b.JPE", "c.jpeg"):
+        Image.fromarray(SMOOTH).save(tmp_path / name, "JPEG")
+    assert [p.name for p in list_images(tmp_path)] == ["a.jfif", "b.JPE", "c.jpeg"]
+    assert Image.open(write_image(read_image(tmp_path / "a.jfif"), tmp_path / "d.jfif")).format == "JPEG"
+
+
+@pytest.mark.skipif(".avif" not in images.readable(), reason="this Pillow cannot read AVIF")
+def test_avif_is_read_and_turned(tmp_path):
+    """Lossy: within 8 levels on a ramp. Written it is never."""
+    exif = Image.Exif()
+    exif[274], exif[306] = 6, "2024:05:06 07:08:09"
+    Image.fromarray(SMOOTH).save(tmp_path / "a.avif", quality=95, exif=exif)
+    photo = read_image(tmp_path / "a.avif")
+    assert list_images(tmp_path) == [tmp_path / "a.avif"] and b"2024:05:06" in photo.exif
+    assert (photo.rgb - to_tensor(np.rot90(SMOOTH, -1))).abs().max() < 8 / 255
+    with pytest.raises(ValueError, match=r"suffix '\.avif' is unknown"):
+        write_image(photo, tmp_path / "b.avif")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
+    """A stand-in for pillow_heif: it registers its format, and from then on the folder has one photo more."""
+    (tmp_path / "a.heic").write_bytes(b"heic of test")
+    Image.fromarray(SMOOTH).save(tmp_path / "b.png")
+    assert [p.name for p in list_images(tmp_path)] == ["b.png"]
+
+    class Heif(ImageFile.ImageFile):
+        format, format_description = "HEIF", "stand-in"
+
+        def _open(self):
+            self._size, self._mode, self.info["exif"] = (24, 20), "RGB", b""
+
+        def load(self):
+            self.im = Image.fromarray(SMOOTH).im
+
+    def register():
+        Image.register_open("HEIF", Heif, lambda head: head.startswith(b"heic"))
+        Image.register_extensions("HEIF", [".heic", ".heif"])
+
+    plugin = types.ModuleType("pillow_heif")
+    plugin.register_heif_opener = register
+    before = Image.registered_extensions().copy(), dict(Image.OPEN), list(Image.ID)
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    images.readable.cache_clear()
+    try:
+        assert [p.name for p in list_images(tmp_path)] == ["a.heic", "b.png"]
+        assert same(read_image(tmp_path / "a.heic").rgb, SMOOTH) and images.left_out(tmp_path) == ""
+    finally:
+        images.readable.cache_clear()
+        for now, old in zip((Image.EXTENSION, Image.OPEN), before, strict=False):
+            now.clear()
+            now.update(old)
+        Image.ID[:] = before[2]
+
+
+def test_what_a_folder_leaves_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "readable", lambda: images.FORMATS)
+    for name in ("a.HEIC", "b.heic", "c.gif", "d.avif", "e.txt", ".f.gif", "g.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "h.gif").mkdir()
+    told = images.left_out(tmp_path)
+    assert told.startswith("left out 4 pictures") and "1 .avif, 1 .gif, 2 .heic" in told
+    assert "pillow-heif" in told and "\n" not in told
+    with pytest.raises(FileNotFoundError, match=r"has no images; left out 4 .*; allowed: \.png"):
+        list_images(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert [p.name for p in list_images(tmp_path)] == ["a.png"]
+    for path in tmp_path.glob("*.[haHg]*"):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert images.left_out(tmp_path) == ""
+
+
+def test_further_frames_and_pages_are_told(tmp_path):
+    """The first is read, and how many there were is said; one alone says nothing."""
+    first, *others = (Image.fromarray(np.roll(SMOOTH, k, 0)) for k in (0, 7, 12))
+    kinds = {"a.png": "frames", "a.apng": "frames", "a.webp": "frames", "a.tif": "pages"}
+    if ".avif" in images.readable():
+        kinds["a.avif"] = "frames"
+    for name, word in kinds.items():
+        how = {"lossless": True} if name.endswith("webp") else {}
+        first.save(tmp_path / name, save_all=True, append_images=others, **how)
+        photo = read_image(tmp_path / name)
+        assert photo.notes == (f"the first of its 3 {word} only",), name
+        assert (photo.rgb - to_tensor(SMOOTH)).abs().max() < 0.1
+        first.save(tmp_path / name, **how)
+        assert read_image(tmp_path / name).notes == (), name
+    tifffile.imwrite(tmp_path / "w.tif", np.stack([A16[..., :3]] * 3), photometric="rgb")
+    assert read_image(tmp_path / "w.tif").notes == ("the first of its 3 pages only",)
+    # a phone's JPEG holds a preview or a gain map behind the photo: no second photo
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=others)
+    assert read_image(tmp_path / "a.jpg").notes == ()
 
 
 def test_writing_refuses_what_it_cannot_write(tmp_path):

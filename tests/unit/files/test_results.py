@@ -5,6 +5,9 @@ refusals.
 import errno
 import json
 import os
+import subprocess
+import sys
+import time
 
 import matplotlib
 import numpy as np
@@ -50,6 +53,71 @@ def test_atomic_replaces_only_on_success(tmp_path):
             tmp.write_bytes(b"half")
             raise error
     assert path.read_bytes() == b"one" and names(path.parent) == ["a.bin"]
+
+
+KILLED = """
+import os, signal, sys
+from ifcsr_lib import results
+with results.atomic(sys.argv[1]) as tmp:
+    tmp.write_bytes(b"half")
+    print(tmp.name, flush=True)
+    {}
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """writer(name, last line): a process that is inside of `atomic`, and the name of its temporary file."""
+    running = []
+
+    def start(name, last):
+        argv = [sys.executable, "-c", KILLED.format(last), str(tmp_path / name)]
+        running.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+        return running[-1], running[-1].stdout.readline().strip()
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere only age tells")
+@pytest.mark.parametrize(
+    "name", ["a.png", "b.safetensors", "no suffix", "x" * 240 + ".png", "gr\u00fcn.ifcsr.zip"]
+)
+def test_what_a_kill_left_goes_with_the_next_write_and_nothing_else(tmp_path, writer, monkeypatch, name):
+    """A killed process's file goes, a running one's stays, and so do names that only look alike."""
+    monkeypatch.setattr(results, "_SWEPT", set())
+    running, busy = writer(name, "signal.pause()")
+    killed, left = writer(name, "os.kill(os.getpid(), signal.SIGKILL)")
+    killed.wait()
+    assert names(tmp_path) == sorted([left, busy])
+    others = [".a.tmp.png", "a.12345678.tmp.png", ".a.1234567g.tmp.png", ".git", f"{left}.b.txt"]
+    for other in others:
+        (tmp_path / other).write_bytes(b"")
+    with results.atomic(tmp_path / "other.txt") as tmp:
+        tmp.write_bytes(b"x")
+    assert names(tmp_path) == sorted([busy, "other.txt", *others])
+    running.terminate()
+    running.wait()
+    assert [p.name for p in results.sweep(tmp_path)] == [busy]
+
+
+def test_files_whose_process_is_not_known_go_by_age(tmp_path):
+    """Of before processes were in the names, and of another machine: a day."""
+    alike = [".a.0123abcd.tmp.png", ".a.b.0123abcd.tmp", ".a.00000000-1-0123abcd.tmp.csv"]
+    own = f".a.{results._machine()}-{os.getpid():x}-0123abcd.tmp.csv"
+    for name in (*alike, own):
+        (tmp_path / name).touch()
+    assert results.sweep(tmp_path) == [] and results.sweep(tmp_path / "none") == []
+    for name in alike:
+        os.utime(tmp_path / name, (0, time.time() - 25 * 3600))
+    (tmp_path / ".link.0123abcd.tmp.png").symlink_to(tmp_path / own)
+    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    for name in (".folder.0123abcd.tmp", ".link.0123abcd.tmp.png"):
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
+    assert sorted(p.name for p in results.sweep(tmp_path)) == sorted(alike)
+    assert names(tmp_path) == sorted([own, ".folder.0123abcd.tmp", ".link.0123abcd.tmp.png"])
 
 
 def test_atomic_files_can_be_read_by_others(tmp_path):

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models
-from ifcsr_lib.files.images import to_uint8
+from ifcsr_lib.files.images import is_grey, to_uint8
 from ifcsr_lib.pipeline import IFCSRPipeline, plain_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
@@ -164,6 +164,50 @@ def test_what_goes_in_and_comes_out(model, lq):
     ends = pipe.endpoints([pixels, pixels], colour_fix="none")
     both = pipe([pixels, pixels], gammas, colour_fix="none", output_type="pt").images
     assert torch.equal(both[0], ends.x_fid[0]) and torch.equal(both[1], ends.x_real[1])
+
+
+def test_grey_in_grey_out(model, lq):
+    """One channel in, as PIL or array of any depth: PIL "L" out, else three equal channels; lists may mix."""
+    pipe, pixels = IFCSRPipeline.of(model), to_uint8(lq)[0]
+    one, wide = pixels[..., 0], pixels[..., 0].astype(np.uint16) * 257
+    for image in (
+        Image.fromarray(one),
+        Image.fromarray(one).convert("LA"),
+        Image.fromarray(one).convert("1"),
+        Image.fromarray(wide),
+        one,
+        wide,
+        pixels[..., :1],
+        np.dstack([one, one]),
+    ):
+        (pil,) = pipe(image).images
+        assert pil.mode == "L" and pil.size == (80, 64)
+        assert bool(is_grey(pipe(image, output_type="pt").images))
+    assert torch.equal(
+        pipe(Image.fromarray(wide), output_type="pt").images, pipe(wide, output_type="pt").images
+    )
+    grey, colour = pipe([Image.fromarray(one), Image.fromarray(pixels)]).images
+    assert (grey.mode, colour.mode) == ("L", "RGB")
+    (equal,) = pipe(np.repeat(pixels[..., :1], 3, 2)).images
+    assert equal.mode == "RGB" and np.ptp(np.asarray(equal).astype(int), -1).max() == 0
+    ends = pipe.endpoints(one)
+    assert bool(is_grey(ends.x_fid)) and bool(is_grey(ends.x_real))
+    with pytest.raises(ValueError, match="pixel mode F; allowed: 1, L"):
+        pipe(Image.fromarray(one).convert("F"))
+
+
+def test_what_transparency_hides_does_not_reach_the_network(model, lq):
+    """Two pictures that differ only below alpha 0 give one answer, in every way to pass alpha."""
+    pipe, pixels = IFCSRPipeline.of(model), to_uint8(lq)[0]
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:6] = 0
+    for colours in (pixels, pixels[..., :1]):
+        answers = []
+        for hidden in (0, 255):
+            array = np.dstack([colours, alpha])
+            array[:6, :, :-1] = hidden
+            answers += [pipe(image, output_type="pt").images for image in (array, Image.fromarray(array))]
+        assert all(torch.equal(one, answers[0]) for one in answers)
 
 
 @pytest.mark.parametrize(
