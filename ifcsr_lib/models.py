@@ -112,9 +112,9 @@ class IFCSR(store.Saved, nn.Module):
 
         lq: (N, 3, h, w) float32 RGB in [0, 1], low resolution, h and w at least 16, any size above.
         colour_fix: "none" or "adain" on both ends (control.adain); None takes cfg.colour_fix.
-        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device. Equal to two separate passes within
-        1e-5 (before the colour fix). More than cfg.tile x cfg.tile output pixels are made tile by tile
-        (nets/tiling.py), so that memory stays bounded.
+        Returns Endpoints with images of (N, 3, 4h, 4w) on lq's device; grey images stay grey. Equal to two
+        separate passes within 1e-5 (before the colour fix). More than cfg.tile x cfg.tile output pixels are
+        made tile by tile (nets/tiling.py), so that memory stays bounded.
         """
         check_images(lq, "lq")
         cfg, device = self.cfg, self.prompt.device
@@ -136,7 +136,7 @@ class IFCSR(store.Saved, nn.Module):
         # DECISION D16: clamp at inference only; in training a clamp would stop gradients
         x_fid, x_real = (x[..., b : b + h, b : b + w].clamp(0, 1).contiguous().to(lq.device) for x in images)
         del images
-        ends = Endpoints(x_fid, x_real, x_L.to(lq.device))
+        ends = Endpoints(x_fid, x_real, x_L.to(lq.device)).grey_as_input()
         return ends.colour_fixed() if fix == "adain" else ends
 
 

@@ -298,3 +298,11 @@ def test_unknown_names_have_one_clear_error(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="owner/nothing.*Ways out"):
         ifcsr.load("owner/nothing")
+
+
+def test_a_grey_photograph_has_grey_endpoints(model):
+    lq = torch.rand(2, 3, 16, 16)
+    lq[0] = lq[0, :1]
+    ends = model.endpoints(lq)
+    for x in (ends.x_fid, ends.x_real):
+        assert (x[0] - x[0, :1]).abs().max() == 0 and (x[1] - x[1, :1]).abs().max() > 0.01
