@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ifcsr_lib import results
 from ifcsr_lib.config import ROOT, resolve
+from ifcsr_lib.files.checks import POINTER
 
 matplotlib.use("Agg")
 
@@ -75,6 +76,85 @@ def test_a_really_full_device(tmp_path):
         tmp.symlink_to("/dev/full")
         tmp.write_bytes(b"x")
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize(
+    "setting", ["IFCSR_RESULTS", "IFCSR_DATA", "IFCSR_CACHE", "TORCH_HOME", "TMPDIR", None]
+)
+def test_the_advice_helps_at_that_place(tmp_path, monkeypatch, setting, number):
+    """A setting is named only where it decides about the file."""
+    names = ("IFCSR_RESULTS", "IFCSR_DATA", "IFCSR_CACHE", "TORCH_HOME")
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "TMPDIR"))
+    path = tmp_path / (setting or "IFCSR_RESULTS_of_mine") / "ifcsr-x" / "a.bin"
+    with pytest.raises(OSError) as info, results.atomic(path):
+        raise OSError(number, os.strerror(number))
+    text = str(info.value)
+    named = [name for name in (*names, "TMPDIR") if f"set {name}" in text]
+    assert named == ([setting] if setting else []), text
+    assert ("choose another place" in text) == (setting is None)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+def test_a_file_system_that_lacks_a_call(tmp_path, monkeypatch, call, number):
+    """Network shares without fsync, without modes, or without renaming over a file: written all the same."""
+
+    def lacks(*args, **kwargs):
+        raise OSError(errno.EPERM if call == "chmod" else number, "it has none")
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(f"os.{call}", lacks)
+    with results.atomic(path) as tmp:
+        tmp.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_failed_fsync_is_no_lacking_one(tmp_path, monkeypatch, number):
+    def failed(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", failed)
+    with pytest.raises(OSError), results.atomic(path) as tmp:
+        tmp.write_bytes(b"new")
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".png", "é" * 120 + ".png"])
+def test_names_up_to_the_longest(tmp_path, name):
+    with results.atomic(tmp_path / name) as tmp:
+        tmp.write_bytes(b"x")
+    assert names(tmp_path) == [name]
+
+
+def test_json_that_is_none(tmp_path):
+    path = tmp_path / "a.json"
+    for data, words in (
+        (POINTER + b"\n", "git lfs pull"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 10**5, "not valid JSON"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=words) as info:
+            results.read_json(path)
+        assert str(path) in str(info.value)
+
+
+@pytest.mark.parametrize("record", ["[]", "3", '"x"', "null", '{"config": []}'])
+def test_a_sidecar_that_is_no_record(cfg, table, record):
+    path = results.write_table(table, "gamma", cfg)
+    results.sidecar(path).write_text(record)
+    with pytest.raises(ValueError, match=r"gamma\.json is no provenance record"):
+        results.require(path, cfg, "04")
+    results.write_table(table, "gamma", cfg)  # made again
+    assert results.require(path, cfg, "04") == path
 
 
 def test_a_file_where_a_folder_should_be(tmp_path):
