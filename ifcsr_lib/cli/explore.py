@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..config import user_path
-from .options import MODEL, gamma, name_or_path
+from ..files.checks import check_pointer
+from .options import MODEL, add_tile, gamma, name_or_path, set_tile
 
 TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
@@ -26,6 +27,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
     )
+    add_tile(p)
     p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(
             f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'
         )
+    check_pointer(args.photo)
     explorer = _explorer(args, name, sample)
     explorer.save_html(out)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -75,4 +78,5 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         lq = read_image(args.photo).rgb
         check_images(lq, str(args.photo))
     model = load(args.model)
+    set_tile(model, args.tile)
     return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from ..config import user_path
-from .options import MODEL, gamma, name_or_path, one_line
+from ..errors import explain
+from .options import MODEL, add_tile, gamma, less_memory, name_or_path, set_tile
 
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
@@ -43,13 +44,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)"
     )
-    p.add_argument(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="make outputs of more than PIXELS x PIXELS in tiles of that "
-        "side (default 1024; smaller takes less memory, 0 never)",
-    )
+    add_tile(p)
 
 
 def output_files(
@@ -98,16 +93,19 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
     stderr.
 
     model: anything whose `endpoints(lq)` gives Endpoints.
-    OSError (disk full, no permission) stops the run.
+    OSError at writing (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
+    from ..files.checks import check_pointer
     from ..files.images import check_images, read_image, upsample, write_image
 
     failed = 0
     # no bar when stderr is not a terminal
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):
+        photo = None
         try:
+            check_pointer(source)
             photo = read_image(source)
             check_images(photo.rgb, str(source))
             rgb = model.endpoints(photo.rgb).blend(gamma)
@@ -115,9 +113,11 @@ def upscale_folder(model, jobs: dict[Path, Path], gamma: float) -> int:
                 None if photo.alpha is None else upsample(photo.alpha, rgb.shape[-1] // photo.alpha.shape[-1])
             )
             write_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target)
-        except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if photo and isinstance(error, OSError):
+                raise  # the next photo could not be written either
             failed += 1
-            text = one_line(error)
+            text = explain(error, less_memory(getattr(getattr(model, "cfg", None), "tile", None)))
             tqdm.write(f"skipped {'' if str(source) in text else f'{source}: '}{text}", file=sys.stderr)
     return failed
 
@@ -131,9 +131,7 @@ def run(args: argparse.Namespace) -> int:
     from ..models import load
 
     model = load(args.model)
-    if args.tile is not None:
-        overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
-        model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
+    set_tile(model, args.tile)
     failed = upscale_folder(model, jobs, args.gamma)
     print(f"{len(jobs) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}")
     return 1 if failed else 0

@@ -32,8 +32,8 @@ def check_pointer(path: str | Path) -> None:
 def pointer_text(path: str | Path) -> str:
     """The sentence about a pointer, for errors of one's own."""
     return (
-        f"{path} is a git-LFS pointer, not the file itself; run `git lfs install` and `git lfs pull` where it "
-        "was cloned, or download the file"
+        f"{path} is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned (once "
+        "`git lfs install` before it), or download the file"
     )
 
 

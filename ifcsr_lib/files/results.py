@@ -263,7 +263,9 @@ def _record(path: Path) -> dict:
     """The sidecar's content. ValueError when it is no record."""
     record = read_json(sidecar(path))
     if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
-        raise ValueError(f"{sidecar(path)} is no provenance record; delete it and make {path.name} again")
+        raise ValueError(  # noqa: TRY004  the file is wrong, not the argument
+            f"{sidecar(path)} is no provenance record; delete it and make {path.name} again"
+        )
     return record
 
 

@@ -31,7 +31,8 @@ except FileNotFoundError as error:
     text = str(error)
 print(json.dumps({
     "library": ifcsr_lib.__file__, "root": str(config.ROOT), "results": str(model.cfg.results),
-    "shape": list(ends.x_real.shape), "photos": len(data.photos("heldout")), "reported": len(evaluate.reported()),
+    "shape": list(ends.x_real.shape), "photos": len(data.photos("heldout")),
+    "reported": len(evaluate.reported()),
     "niqe": evaluate.missing("niqe-pocket"), "manifest": (sets.PUBLISHED / "realsr.csv").is_file(),
     "notebooks": text,
 }))
@@ -61,9 +62,7 @@ def test_the_wheel_holds_every_shipped_file_and_no_second_package(unpacked):
     there = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in FILES if p.is_file()}
     assert len(there) > 12
     shipped = unpacked / "ifcsr_lib" / "shipped"
-    found = {
-        p.relative_to(shipped).as_posix(): p.read_bytes() for p in shipped.rglob("*") if p.is_file()
-    }
+    found = {p.relative_to(shipped).as_posix(): p.read_bytes() for p in shipped.rglob("*") if p.is_file()}
     assert found == there
     assert [p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")] == ["ifcsr_lib"]
     python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ifcsr_lib").rglob("*.py")}
