@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 
 from .options import MODEL, gamma, name_or_path
 
@@ -55,11 +56,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from ..files.results import write_table
 
-    means, inputs = evaluate.summary(table), [rows[0][1].parent, rows[0][2].parent]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below
+        means = evaluate.summary(table)
+    inputs = [rows[0][1].parent, rows[0][2].parent]
     fix = args.colour_fix or model.cfg.colour_fix
     part = f"_first{len(rows)}" if args.limit else ""
     name = f"{args.name}_{benchmark.key(model)}_{fix}{part}"
     print(f"means of {len(rows)} images, colour fix {fix}\n{means.to_string()}")
+    for text in evaluate.left_out(table).values():
+        print(text)
     print(f"written: {write_table(means, f'benchmark_{name}', model.cfg, inputs)}")
     if model.cfg.profile == "paper" and not args.limit:
         against = benchmark.compare_reported(table, args.name, model.cfg)

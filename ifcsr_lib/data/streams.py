@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..files.checks import check_pointer
 from ..files.images import FORMATS, decode_image, list_images
 from ..files.results import atomic
 from .patches import cut, user_data
@@ -139,6 +140,8 @@ def _cut(name: str, count: int, error) -> str:
 
 def _look(file: str) -> list[tuple]:
     """(name, offset, size, width, height) of the images in a file: one, or those of a shard."""
+    if not is_url(file):
+        check_pointer(file)  # one such image stands for a clone without its files
     with _open(file) as data:
         if not file.endswith(".tar"):
             size = data.seek(0, io.SEEK_END)
@@ -175,8 +178,9 @@ def scan(files: list[str], cache: Path | None) -> list[tuple]:
     known: dict[tuple, list] = {}
     if cache and cache.exists():
         with open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            for row in csv.reader(stream):
-                if len(row) == len(_FIELDS) and row[1].isdigit():
+            # a torn or foreign line, or bytes that are no table: that file is looked at again
+            for row in csv.reader(line.replace("\0", "") for line in stream):
+                if len(row) == len(_FIELDS) and all(v.lstrip("-").isdecimal() for v in (*row[1:3], *row[4:])):
                     known.setdefault((row[0], int(row[1]), int(row[2])), []).append(
                         (row[3], *map(int, row[4:]))
                     )

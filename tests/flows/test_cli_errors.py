@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
@@ -194,3 +195,19 @@ def test_output_into_a_full_disk():
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
     assert "no disk space" in done.stderr
     assert shell("PY data >&-").returncode == 0
+
+
+def test_a_flat_picture_among_others(tmp_path, capsys):
+    """The table says NaN, the mean is of the rest, and one line names it."""
+    for name, x in (("a", torch.rand(1, 3, 192, 192)), ("sky", torch.full((1, 3, 192, 192), 0.5))):
+        write_image(x, tmp_path / "sr" / f"{name}.png")
+    argv = ["evaluate", str(tmp_path / "sr"), "--metrics", "niqe-pocket", "--out", str(tmp_path / "t.csv")]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    assert "Warning" not in said.err and "LinAlg" not in said.out
+    (line,) = (row for row in said.out.splitlines() if "without" in row)
+    assert "niqe-pocket: mean of 1 of 2 images, without sky (a picture of one colour" in line
+    scores = pd.read_csv(tmp_path / "t.csv", index_col="image")["niqe-pocket"]
+    assert scores.isna().tolist() == [False, True]
+    (mean,) = (row.split()[1] for row in said.out.splitlines() if "lower is better" in row)
+    assert float(mean) == pytest.approx(scores["a"], abs=1e-4)
