@@ -53,8 +53,8 @@ def photos(split: str) -> list[PhotoFile]:
             found = importlib.util.find_spec(row["package"])
             if found is None or not found.origin:
                 raise FileNotFoundError(
-                    f"the package {row['package']} is missing, whose {row['file']} is a pocket photograph; install "
-                    "the packages of requirements.lock"
+                    f"the package {row['package']} is missing, whose {row['file']} is a pocket photograph; "
+                    "install the packages of requirements.lock"
                 )
             path = Path(found.origin).parent / row["file"]
             if not path.exists():

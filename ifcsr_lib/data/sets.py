@@ -143,8 +143,8 @@ def _read_manifest(path: Path) -> dict[str, dict]:
         return {row["file"]: row for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no manifest of {', '.join(COLUMNS)} ({one_line(error)}); get it again, or delete it and "
-            "prepare the data set again (--from)"
+            f"{path} is no manifest of {', '.join(COLUMNS)} ({one_line(error)}); get it again, or delete it "
+            "and prepare the data set again (--from)"
         ) from error
 
 

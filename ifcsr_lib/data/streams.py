@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..files.checks import check_pointer
+from ..files.checks import check_pointer, is_pointer, pointer_text
 from ..files.images import FORMATS, decode_image, list_images
 from ..files.results import atomic
 from .patches import cut, user_data
@@ -140,13 +140,17 @@ def _cut(name: str, count: int, error) -> str:
 
 def _look(file: str) -> list[tuple]:
     """(name, offset, size, width, height) of the images in a file: one, or those of a shard."""
-    if not is_url(file):
-        check_pointer(file)  # one such image stands for a clone without its files
     with _open(file) as data:
         if not file.endswith(".tar"):
             size = data.seek(0, io.SEEK_END)
-            return [(Path(file).name, 0, size, *image_size(data, 0, size))]
+            pixels = image_size(data, 0, size)
+            if pixels == (0, 0) and not is_url(file):
+                check_pointer(file)  # one such image stands for a clone without its files
+            return [(Path(file).name, 0, size, *pixels)]
         tail = not is_url(file)  # a request for each; damage shows when the image is sampled
+        if is_pointer(data.read(64)):
+            raise ValueError(pointer_text(file))
+        data.seek(0)
         return [
             (
                 PurePosixPath(m.name).name,
@@ -177,8 +181,11 @@ def scan(files: list[str], cache: Path | None) -> list[tuple]:
 
     known: dict[tuple, list] = {}
     if cache and cache.exists():
-        with open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            # a torn or foreign line, or bytes that are no table: that file is looked at again
+        with (
+            # a torn or foreign line, bytes that are no table, no permission: such a file is looked at again
+            contextlib.suppress(csv.Error, OSError),
+            open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream,
+        ):
             for row in csv.reader(line.replace("\0", "") for line in stream):
                 if len(row) == len(_FIELDS) and all(v.lstrip("-").isdecimal() for v in (*row[1:3], *row[4:])):
                     known.setdefault((row[0], int(row[1]), int(row[2])), []).append(
