@@ -18,12 +18,14 @@ import contextlib
 import os
 import select
 import sys
+import time
 
 from .. import __version__
 from ..errors import MEMORY_ADVICE, explain
 from . import benchmark, data, describe, evaluate, explore, protocol, reproduce, train, upscale
 from .options import less_memory
 
+PATIENCE = 3.0  # seconds
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
 
@@ -62,7 +64,10 @@ def _run(argv: list[str] | None) -> int:
 def _tell(error: Exception, memory: str) -> int:
     if os.environ.get("IFCSR_DEBUG") == "1":
         raise error
-    print(f"error: {explain(error, memory)}", file=sys.stderr)
+    text = explain(error, memory)
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PATIENCE)  # what ends process 0 too is said once: the launcher ends this one meanwhile
+    print(f"error: {text}", file=sys.stderr)
     return 2
 
 

@@ -211,3 +211,13 @@ def test_a_flat_picture_among_others(tmp_path, capsys):
     assert scores.isna().tolist() == [False, True]
     (mean,) = (row.split()[1] for row in said.out.splitlines() if "lower is better" in row)
     assert float(mean) == pytest.approx(scores["a"], abs=1e-4)
+
+
+def test_several_processes_say_it_once(tmp_path):
+    """No log lines and no traceback of torch's launcher, and not the same line from each process."""
+    for side, pixels in (("LR", 16), ("HR", 64)):
+        write_image(torch.rand(1, 3, pixels, pixels), tmp_path / "data" / "realsr" / side / "a.png")
+    line = "PY benchmark realsr --processes 2 --metrics psnr --gammas 0 --model none-such/x"
+    done = shell(line, IFCSR_DATA=str(tmp_path / "data"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done
+    assert done.stderr.count("\n") == 1 and "none-such/x" in done.stderr, done.stderr
