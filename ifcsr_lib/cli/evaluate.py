@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> int:
     if args.out and args.out.suffix != ".csv":
         raise ValueError(f"--out {args.out}; allowed: a name that ends in .csv")
     from ..evaluate import left_out, score, summary
+    from ..files.results import atomic, check_writable
 
+    if args.out:
+        check_writable(args.out)
     table = score(args.sr, args.hr, args.metrics)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said below
@@ -44,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
     for text in left_out(table).values():
         print(f"  {text}")
     if args.out:
-        from ..files.results import atomic
-
         with atomic(args.out) as temporary:
             table.to_csv(temporary, float_format="%.6f", lineterminator="\n", errors="backslashreplace")
         print(f"written: {args.out}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import user_path
 from ..files.checks import check_pointer
+from ..files.results import check_writable
 from .options import MODEL, add_tile, gamma, name_or_path, set_tile
 
 TEXT = "Upscale one photo and open a page with the slider."
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'
         )
     check_pointer(args.photo)
+    check_writable(out)
     explorer = _explorer(args, name, sample)
     explorer.save_html(out)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -422,10 +422,12 @@ def check_gammas(gammas) -> list[float]:
     values = list(gammas) if isinstance(gammas, Iterable) and not isinstance(gammas, str) else [gammas]
     for g in values:
         if isinstance(g, bool) or not isinstance(g, numbers.Real) or not 0 <= g <= 1:
-            raise ValueError(f"gamma={g!r}; allowed: numbers from 0 (fidelity) to 1 (realism)")
+            shown = float(g) if isinstance(g, np.floating) else g  # numpy 2 writes np.float64(1.5)
+            raise ValueError(f"gamma={shown!r}; allowed: numbers from 0 (fidelity) to 1 (realism)")
+    values = [float(g) for g in values]
     if not values or len(set(values)) < len(values):
         raise ValueError(f"gammas={values}; pass one or more different numbers in [0, 1]")
-    return [float(g) for g in values]
+    return values
 
 
 def _parts(ends, hr, names) -> tuple[list, list | None, list]:

@@ -111,6 +111,27 @@ def _umask() -> int:
     return mask
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise now what `atomic(path)` would raise after the work: a closed folder, one of that name, no space.
+
+    Makes the folder that `path` is to lie in; leaves nothing else.
+    """
+    path = Path(path)
+    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        probe.write_bytes(b"x")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        if clearer := _clearer(error, path):
+            raise clearer from error
+        raise
+
+
 def _clearer(error: BaseException, path: Path) -> OSError | None:
     number = getattr(error, "errno", None)
     folder = next((p for p in path.absolute().parents if os.path.isdir(p)), path.absolute().parent)
@@ -118,6 +139,8 @@ def _clearer(error: BaseException, path: Path) -> OSError | None:
         free = shutil.disk_usage(folder).free
     except OSError:  # a folder that may not be entered, a share that has gone
         free = None
+    if isinstance(error, OSError) and os.path.isdir(path):  # each system has another number for it
+        return OSError(errno.EISDIR, f"cannot write {path}: it is a folder; choose another name")
     room = "" if free is None else f"{free:,} bytes are free in {folder}; "
     # torch.save drops errno
     hidden = isinstance(error, Exception) and not isinstance(error, OSError) and (free or 2**20) < 2**20
@@ -140,7 +163,7 @@ def remedy(path: str | Path, kind: str) -> str:
     setting, or "choose another place for it, in a folder <kind>" where no setting decides.
     """
     path = Path(os.path.abspath(path))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # Path.home() may raise
     homes = {
         "IFCSR_RESULTS": results_folder(),
         "IFCSR_DATA": path_setting("IFCSR_DATA"),

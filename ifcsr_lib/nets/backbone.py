@@ -44,9 +44,13 @@ SIDES = ("unet", "vae")
 
 
 def cache() -> Path:
-    """Where small things that are made once are kept: $IFCSR_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return path_setting("IFCSR_CACHE") or Path(base) / "ifcsr"
+    """Where small things that are made once are kept: $IFCSR_CACHE, else the user's cache folder, else, for
+    a user without a home folder (containers), the temporary one.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return (
+        path_setting("IFCSR_CACHE") or (base if base.is_absolute() else Path(tempfile.gettempdir())) / "ifcsr"
+    )
 
 
 def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor, dict]:

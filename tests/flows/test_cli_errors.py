@@ -221,3 +221,19 @@ def test_several_processes_say_it_once(tmp_path):
     done = shell(line, IFCSR_DATA=str(tmp_path / "data"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     assert done.returncode == 2 and done.stderr.startswith("error: "), done
     assert done.stderr.count("\n") == 1 and "none-such/x" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explore"])
+def test_a_place_that_takes_no_file_is_said_before_the_work(command, tmp_path, capsys, monkeypatch):
+    from ifcsr_lib import models
+    from ifcsr_lib.evaluate import metrics
+
+    photo(tmp_path / "in" / "a.png")
+    out = tmp_path / ("out.csv" if command == "evaluate" else "out.html")
+    out.mkdir()
+    monkeypatch.setattr(metrics, "_score", lambda *a: pytest.fail("it was scored"))
+    monkeypatch.setattr(models, "load", lambda *a: pytest.fail("a model was loaded"))
+    source = tmp_path / "in" if command == "evaluate" else tmp_path / "in" / "a.png"
+    more = ["--metrics", "niqe-pocket"] if command == "evaluate" else ["--no-open"]
+    assert "it is a folder; choose another name" in error([command, source, *more, "--out", out], capsys)
+    assert not list(out.iterdir()) and not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*"))

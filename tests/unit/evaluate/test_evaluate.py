@@ -376,6 +376,13 @@ def test_sweep_refuses_gammas(pair, gammas):
             f(*pair, gammas)
 
 
+def test_numbers_of_numpy_are_shown_as_numbers(pair):
+    for gammas in ([np.float64(1.5)], [np.float32(-1)], np.array([0.5, 0.5])):
+        with pytest.raises(ValueError) as info:
+            evaluate.psnr_curve(*pair, gammas)
+        assert "np." not in str(info.value) and "gamma" in str(info.value)
+
+
 def test_reported_numbers():
     table = evaluate.reported()
     assert list(table.columns) == ["benchmark", "method", "gamma", "metric", "value", "source"]

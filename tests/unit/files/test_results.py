@@ -113,6 +113,46 @@ def test_a_file_system_that_lacks_a_call(tmp_path, monkeypatch, call, number):
     assert path.read_bytes() == b"new" and names(tmp_path) == ["a.bin"]
 
 
+def test_a_folder_of_that_name(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    for f in (results.check_writable, lambda path: results.write_json({}, path)):
+        with pytest.raises(OSError, match=r"cannot write \S+a\.png: it is a folder") as info:
+            f(tmp_path / "a.png")
+        assert ".tmp" not in str(info.value)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_writing_is_tried_before_the_work(tmp_path, monkeypatch):
+    """The same words as at the end of the work, nothing left behind, and an older file untouched."""
+    path = tmp_path / "new" / "a.csv"
+    results.check_writable(path)
+    assert names(path.parent) == []
+    path.write_text("old")
+    results.check_writable(path)
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+
+        def refuse(self, data, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+        with pytest.raises(OSError, match=r"a\.csv.*choose another place"):
+            results.check_writable(path)
+    assert path.read_text() == "old" and names(path.parent) == ["a.csv"]
+
+
+def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
+    """Containers run under numbers that no passwd knows: advice and caches must not need a home."""
+    from ifcsr_lib import backbone
+
+    for name in ("HOME", "XDG_CACHE_HOME", "IFCSR_CACHE", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    with pytest.raises(OSError, match="choose another place"), results.atomic(tmp_path / "a"):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert backbone.cache().is_absolute()
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_failed_fsync_is_no_lacking_one(tmp_path, monkeypatch, number):
     def failed(descriptor):
