@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"{name}_explore.html")
     if out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
+    if not sample and args.photo.is_dir():
+        raise ValueError(f"{args.photo} is a folder; explore shows one photo, pass an image file")
     if not sample and not args.photo.is_file():
         raise FileNotFoundError(
             f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'

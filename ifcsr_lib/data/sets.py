@@ -102,10 +102,8 @@ def home() -> Path:
     """$IFCSR_DATA. Raises FileNotFoundError when it is not set or is no folder."""
     folder = path_setting("IFCSR_DATA")
     if folder is None or not folder.is_dir():
-        text = folder and str(folder)
-        raise FileNotFoundError(
-            f"IFCSR_DATA is {text!r}; set it to a folder of yours that may hold the data sets"
-        )
+        text = f"is {str(folder)!r}, which is no folder" if folder else "is not set"
+        raise FileNotFoundError(f"IFCSR_DATA {text}; set it to a folder of yours that may hold the data sets")
     return folder
 
 

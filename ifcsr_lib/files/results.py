@@ -155,6 +155,12 @@ def _clearer(error: BaseException, path: Path) -> OSError | None:
             f"cannot write {path} ({_REASONS[number]}); {room}make {folder} a writable folder, or "
             f"{remedy(path, 'that you may write')}",
         )
+    name = getattr(error, "filename", None)
+    if (
+        number and isinstance(name, (str, os.PathLike)) and ".tmp" in Path(name).name
+    ):  # nobody knows that name
+        reason = os.strerror(number).lower()
+        return OSError(number, f"cannot write {path} ({reason}); {remedy(path, 'that takes files')}")
     return None
 
 

@@ -477,7 +477,7 @@ def test_wrong_use_is_told_in_one_line(home, tmp_path, monkeypatch, capsys):
     assert "allowed: a training set that is prepared" in error("ffhq", "--shards", 4)
     assert "same file name (a.zip, a.zip)" in error("ffhq", "--from", "http://h/1/a.zip", "http://h/2/a.zip")
     monkeypatch.delenv("IFCSR_DATA")
-    assert "IFCSR_DATA is None; set it" in error("ffhq")
+    assert "IFCSR_DATA is not set; set it" in error("ffhq")
     assert main(["data"]) == 0
     said = capsys.readouterr().out
     assert "not set" in said and all(name in said for name in datasets.DATASETS) and "0 of" in said

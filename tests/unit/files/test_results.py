@@ -122,6 +122,15 @@ def test_a_folder_of_that_name(tmp_path):
     assert names(tmp_path) == ["a.png"]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, a folder that takes no files")
+def test_a_folder_that_takes_no_files():
+    """The line names the file, never the temporary one."""
+    for f in (results.check_writable, lambda path: results.write_json({}, path)):
+        with pytest.raises(OSError, match=r"cannot write /proc/a\.json \(.*choose another place") as info:
+            f("/proc/a.json")
+        assert ".tmp" not in str(info.value)
+
+
 def test_writing_is_tried_before_the_work(tmp_path, monkeypatch):
     """The same words as at the end of the work, nothing left behind, and an older file untouched."""
     path = tmp_path / "new" / "a.csv"
