@@ -11,7 +11,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+# An installed wheel carries data/ in ifcsr_lib/shipped (setup.py), a checkout has it beside ifcsr_lib
+_SHIPPED = Path(__file__).resolve().parent / "shipped"
+INSTALLED = _SHIPPED.is_dir()
+ROOT = _SHIPPED if INSTALLED else _SHIPPED.parent.parent
 
 
 def user_path(text: str | Path) -> Path:
@@ -25,6 +28,11 @@ def path_setting(name: str) -> Path | None:
     """The environment variable as a path (`user_path`); None when it is not set or empty."""
     text = os.environ.get(name)
     return user_path(text) if text else None
+
+
+def results_folder() -> Path:
+    """$IFCSR_RESULTS, else results/ of the checkout; of the working directory where there is none."""
+    return path_setting("IFCSR_RESULTS") or (Path.cwd() if INSTALLED else ROOT) / "results"
 
 
 _WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any number
@@ -118,8 +126,8 @@ class Config:
 
     @property
     def results(self) -> Path:
-        """results/<profile>, or $IFCSR_RESULTS/<profile>."""
-        return (path_setting("IFCSR_RESULTS") or ROOT / "results") / self.profile
+        """<profile> in `results_folder`."""
+        return results_folder() / self.profile
 
     def asdict(self) -> dict:
         return dataclasses.asdict(self)

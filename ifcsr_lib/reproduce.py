@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 from .config import ROOT, resolve, user_path
-from .files.results import atomic
+from .errors import one_line, out_of_memory
+from .files.checks import check_pointer
+from .files.results import atomic, remedy
 
 PARAMETERS = {"profile", "seed", "overrides"}
 NEEDED = 10**9  # bytes: checkpoints, pairs and endpoints of a pocket run, with room
+# the kernel's own words, which are no results and no errors, go to the file $IFCSR_KERNEL_LOG
+KERNEL = """import os, runpy
+log = os.open(os.environ["IFCSR_KERNEL_LOG"], os.O_WRONLY | os.O_APPEND)
+os.dup2(log, 1), os.dup2(log, 2)
+runpy.run_module("ipykernel_launcher", run_name="__main__")"""
 CELL_LIMIT = {"smoke": 600, "pocket": 3600}  # seconds a cell; a paper-scale cell trains for a day and more
 
 
@@ -53,11 +63,11 @@ def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = N
     folder = cfg.results / "executed"
     with atomic(folder / "writable") as tmp:  # complains now, not after the first notebook
         tmp.touch()
-    (folder / "writable").unlink()
+    (folder / "writable").unlink(missing_ok=True)  # another `reproduce` may have taken it away
     if (free := shutil.disk_usage(folder).free) < NEEDED:
         raise OSError(
-            f"no disk space: {free:,} bytes are free in {folder}, a run needs {NEEDED:,}; "
-            "free some, or set IFCSR_RESULTS to a folder on a larger disk"
+            f"no disk space: {free:,} bytes are free in {folder}, a run needs {NEEDED:,}; free some, or "
+            f"{remedy(folder, 'on a larger disk')}"
         )
     parameters = {"profile": cfg.profile, "seed": cfg.seed, "overrides": overrides or {}}
     print(f"{len(todo)} notebooks, profile {cfg.profile}, seed {cfg.seed}, config {cfg.hash}", flush=True)
@@ -67,7 +77,8 @@ def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = N
             os.environ["IFCSR_NOTEBOOK"] = path.name  # for provenance records
             print(f"[{i}/{len(todo)}] {path.stem} ...", flush=True)
             start = time.monotonic()
-            done.append(_run(path, folder / path.name, parameters, CELL_LIMIT.get(cfg.profile)))
+            with _quiet(folder / f"{path.stem}.log"):
+                done.append(_run(path, folder / path.name, parameters, CELL_LIMIT.get(cfg.profile)))
             print(f"[{i}/{len(todo)}] {path.stem} ... {_minutes(time.monotonic() - start)}", flush=True)
     print(f"done in {_minutes(time.monotonic() - begin)}; results in {cfg.results}", flush=True)
     return done
@@ -77,7 +88,11 @@ def check_parameters(path: Path) -> None:
     """Raise ValueError unless the notebook takes exactly `PARAMETERS` (papermill itself only warns)."""
     import papermill
 
-    names = set(papermill.inspect_notebook(str(path)))
+    check_pointer(path)
+    try:
+        names = set(papermill.inspect_notebook(str(path)))
+    except Exception as error:  # nbformat and papermill raise many kinds for a damaged one
+        raise ValueError(f"{path} is no whole notebook ({one_line(error)[:200]}); get it again") from error
     if names != PARAMETERS:
         raise ValueError(
             f"{path} takes the parameters {sorted(names)}; its cell tagged 'parameters' must set exactly "
@@ -113,18 +128,53 @@ def _run(path: Path, target: Path, parameters: dict, limit: int | None) -> Path:
 
 
 def _story(path: Path, failed: Path, error: Exception) -> str:
-    """What failed where, in three lines."""
-    text = getattr(error, "evalue", str(error).partition("\n")[0])
-    last = f"{getattr(error, 'ename', type(error).__name__)}: {text}"
+    """What failed where, and which files tell more, in one line."""
+    kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", None)
+    last = f"{kind}: {one_line(str(error).partition(chr(10))[0] if text is None else text)[:300]}"
+    if out_of_memory(text or "") or kind == "MemoryError":
+        last = "out of memory; close other programs, or use a machine with more memory"
     dead = " (its kernel died: out of memory?)" if "DeadKernel" in type(error).__name__ else ""
     cell = "a cell"
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         codes = [
             c for c in json.loads(failed.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
         ]
         number = sum(c["metadata"]["papermill"]["status"] != "pending" for c in codes)
-        cell = f"code cell {number}, which begins {''.join(codes[number - 1]['source']).splitlines()[0]!r}"
-    return f"{path.name} failed in {cell}{dead}\n  {last}\n  executed so far: {failed}"
+        first = "".join(codes[number - 1]["source"]).splitlines()[0][:80]
+        cell = f"code cell {number}, which begins {first!r}"
+    files = [f"executed so far: {failed}"] if failed.is_file() else []
+    with contextlib.suppress(OSError, KeyError):
+        if os.path.getsize(os.environ["IFCSR_KERNEL_LOG"]):
+            files.append(f"what its kernel said: {failed.with_name(f'{path.stem}.log')}")
+    return "; ".join([f"{path.name} failed in {cell}{dead}: {last}", *files])
+
+
+@contextlib.contextmanager
+def _quiet(log: Path):
+    """What the kernel writes to its stdout and stderr, and warnings and log lines of this process, go to a
+    file. After a failure `log` holds them, unless nothing came.
+    """
+    number, name = tempfile.mkstemp(prefix="ifcsr-kernel-", suffix=".log")  # two runs at once share no file
+    os.close(number)
+    os.environ["IFCSR_KERNEL_LOG"] = name
+    handler, root = logging.FileHandler(name, encoding="utf-8"), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            logging.captureWarnings(True)
+            yield
+        log.unlink(missing_ok=True)
+    except BaseException:
+        if text := Path(name).read_bytes():
+            with contextlib.suppress(OSError), atomic(log) as tmp:
+                tmp.write_bytes(text)
+        raise
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+        with contextlib.suppress(OSError):  # Windows, while a kernel still holds it
+            Path(name).unlink()
 
 
 def _minutes(seconds: float) -> str:
@@ -136,13 +186,14 @@ def _kernel_environment():
     """Kernel `python3` is this interpreter, whatever is registered on the machine, and finds ifcsr_lib
     anywhere.
     """
-    from ipykernel.kernelspec import write_kernel_spec
-
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        # its command is sys.executable; below an error it only warns about unencrypted loopback, once a
-        # notebook
-        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])
+        spec = Path(folder) / "kernels" / "python3"
+        spec.mkdir(parents=True)
+        command = [sys.executable, "-c", KERNEL, "-f", "{connection_file}"]
+        (spec / "kernel.json").write_text(
+            json.dumps({"argv": command, "display_name": "python3", "language": "python"})
+        )
         for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(ROOT))):
             os.environ[name] = os.pathsep.join(filter(None, [first, before.get(name)]))
         # relative to where you typed, kernels run in ROOT

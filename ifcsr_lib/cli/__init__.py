@@ -5,19 +5,27 @@ One file per command, each with TEXT, STORY and EXAMPLE for its help, `add(parse
 
 Exit codes: 0 done; 1 some images failed (each is reported, the others are written) or a data set is not
     complete;
-2 wrong usage, or an error that stopped everything; 130 interrupted.
+2 wrong usage, or an error that stopped everything; 130 interrupted; 141 when the reader of the output has
+    ended (`| head`).
+
+An error ends in one line on stderr (errors.explain); IFCSR_DEBUG=1 raises it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import sys
+import time
 
 from .. import __version__
+from ..errors import MEMORY_ADVICE, explain
 from . import benchmark, data, describe, evaluate, explore, protocol, reproduce, train, upscale
-from .options import one_line
+from .options import less_memory
 
+PATIENCE = 3.0  # seconds
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
 
@@ -27,6 +35,19 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()  # what is printed fails here at the latest, not while Python ends
+    except OSError as error:
+        if _drop_output():
+            return 141  # 128 + SIGPIPE, as other programs have it
+        return _tell(error, MEMORY_ADVICE)  # such as output into a file on a full disk
+
+
+def _run(argv: list[str] | None) -> int:
     args = _parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -34,11 +55,53 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: every file written so far is complete", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        if os.environ.get("IFCSR_DEBUG") == "1":
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  nobody but a developer reads tracebacks
+        return _tell(error, _memory_advice(args))
+
+
+def _tell(error: Exception, memory: str) -> int:
+    if os.environ.get("IFCSR_DEBUG") == "1":
+        raise error
+    text = explain(error, memory)
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(PATIENCE)  # what ends process 0 too is said once: the launcher ends this one meanwhile
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> bool:
+    """Quietly drop what stdout and stderr cannot get rid of; True when a reader of theirs has ended."""
+    ended = False
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        broken = _broken(stream)
+        ended = ended or broken
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            broken = True
+        if broken:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return ended
+
+
+def _broken(stream) -> bool:
+    """True for a pipe without a reader. A flush tells nothing after a failed print, which drops its text."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a file, Windows
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
+def _memory_advice(args: argparse.Namespace) -> str:
+    if hasattr(args, "tile"):
+        return less_memory(args.tile)
+    if args.command == "train":
+        return 'choose a --recipe for less memory ("12 GB"), or -o batch=1 gradient_accumulation=4'
+    return MEMORY_ADVICE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,5 +124,5 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {module.EXAMPLE}",
         )
         module.add(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=command.prog.split()[-1])
     return parser

@@ -5,9 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 
 from .options import MODEL, gamma, name_or_path
 
+# torch's launcher without its own traceback: each process has said in its line what went wrong
+LAUNCH = """import logging, sys
+from torch.distributed import run
+logging.disable(logging.CRITICAL)
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+try:
+    run.main(sys.argv[1:])
+except ChildFailedError as error:
+    for rank, failure in sorted(error.failures.items()):
+        if failure.exitcode < 0 and failure.exitcode != -15:  # not the launcher's own SIGTERM to the others
+            text = "out of memory?" if failure.exitcode == -9 else "see above"
+            print(f"error: process {rank} was ended by {failure.signal_name()} ({text})", file=sys.stderr)
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)"""
 TEXT = "Score a model on RealSR, DRealSR or DIV2K-val along gamma."
 STORY = """\
 Endpoints and scores are kept in results/<profile>/endpoints/NAME-<key>/, so that it may be stopped
@@ -55,11 +71,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from ..files.results import write_table
 
-    means, inputs = evaluate.summary(table), [rows[0][1].parent, rows[0][2].parent]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below
+        means = evaluate.summary(table)
+    inputs = [rows[0][1].parent, rows[0][2].parent]
     fix = args.colour_fix or model.cfg.colour_fix
     part = f"_first{len(rows)}" if args.limit else ""
     name = f"{args.name}_{benchmark.key(model)}_{fix}{part}"
     print(f"means of {len(rows)} images, colour fix {fix}\n{means.to_string()}")
+    for text in evaluate.left_out(table).values():
+        print(text)
     print(f"written: {write_table(means, f'benchmark_{name}', model.cfg, inputs)}")
     if model.cfg.profile == "paper" and not args.limit:
         against = benchmark.compare_reported(table, args.name, model.cfg)
@@ -82,8 +103,8 @@ def _launch(count: int, argv: list[str]) -> int:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
     command = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
+        "-c",
+        LAUNCH,
         "--standalone",
         "--nproc_per_node",
         str(count),
@@ -91,5 +112,9 @@ def _launch(count: int, argv: list[str]) -> int:
         "ifcsr_lib",
         *argv,
     ]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False)
-    return 2 if done.returncode else 0
+    quiet = {
+        "OMP_NUM_THREADS": threads,
+        "LOGLEVEL": os.environ.get("LOGLEVEL", "CRITICAL"),
+    }  # of the launcher
+    code = subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode
+    return code if code in (0, 130) else 2

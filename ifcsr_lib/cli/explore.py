@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..config import user_path
-from .options import MODEL, gamma, name_or_path
+from ..files.checks import check_pointer
+from ..files.results import check_writable
+from .options import MODEL, add_tile, gamma, name_or_path, set_tile
 
 TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
@@ -27,6 +29,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
     )
+    add_tile(p)
     p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
 
 
@@ -36,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"{name}_explore.html")
     if out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
+    if not sample and args.photo.is_dir():
+        raise ValueError(f"{args.photo} is a folder; explore shows one photo, pass an image file")
     if not sample and not args.photo.is_file():
         raise FileNotFoundError(
             f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'
         )
+    check_pointer(args.photo)
+    check_writable(out)
     explorer = _explorer(args, name, sample)
     explorer.save_html(out)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -77,4 +84,5 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         lq = on_white(shot.rgb, shot.alpha)  # the page knows no alpha
         check_images(lq, str(args.photo))
     model = load(args.model)
+    set_tile(model, args.tile)
     return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)

@@ -1,6 +1,4 @@
-"""What several commands share: kinds of arguments, the options of a run, and an error as one line. No heavy
-import.
-"""
+"""What several commands share: kinds of arguments and the options of a run. No heavy import."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import ast
 import dataclasses
 
 from ..config import PROFILES, RECIPES, Config, resolve, user_path
+from ..errors import MEMORY_ADVICE
 
 MODEL = '"pocket" (default, shipped), a saved folder, or a hub id'
 
@@ -72,9 +71,27 @@ def config(args: argparse.Namespace) -> Config:
     return resolve(args.profile, args.seed, overrides(args))
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error in one line of at most 600 characters."""
-    text = (
-        error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
+def add_tile(parser: argparse.ArgumentParser) -> None:
+    """--tile of the commands that run a model on photos; `set_tile` obeys it."""
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="make outputs of more than PIXELS x PIXELS in tiles of that "
+        "side (default 1024; smaller takes less memory, 0 never)",
     )
-    return " ".join(text.split())[:600] or type(error).__name__
+
+
+def set_tile(model, tile: int | None) -> None:
+    """Let a model make tiles of `tile` output pixels; None leaves it as it is. Raises ValueError (Config)."""
+    if tile is not None:
+        overlap = min(model.cfg.tile_overlap, max(64, tile // 256 * 64))
+        model.cfg = model.cfg.replace(tile=tile, tile_overlap=overlap)
+
+
+def less_memory(tile: int | None) -> str:
+    """What to do when memory ran out with --tile at `tile` output pixels (None: the default, 0: never)."""
+    smaller = [t for t in (1024, 512, 256, 128) if t < (1024 if tile is None else tile or 1025)]
+    if not smaller:
+        return MEMORY_ADVICE
+    return f"--tile {smaller[0]} takes less, or close other programs"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..config import user_path
-from .options import MODEL, gamma, name_or_path, one_line
+from ..errors import explain
+from .options import MODEL, add_tile, gamma, less_memory, name_or_path, set_tile
 
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
@@ -51,13 +52,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)"
     )
-    p.add_argument(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="make outputs of more than PIXELS x PIXELS in tiles of that "
-        "side (default 1024; smaller takes less memory, 0 never)",
-    )
+    add_tile(p)
     p.add_argument("--gps", action="store_true", help="keep where a photo was taken (default: left out)")
 
 
@@ -127,11 +122,12 @@ def upscale_folder(
 
     model: anything whose `endpoints(lq)` gives Endpoints. gps: keep where the photo was taken. settings: what
     a journal in the outputs' folder says of each output, so that `finished` knows it; None keeps no journal.
-    OSError (disk full, no permission) stops the run.
+    OSError at writing (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
     from ..files import journal
+    from ..files.checks import check_pointer
     from ..files.images import (
         bleed,
         check_images,
@@ -146,7 +142,9 @@ def upscale_folder(
     failed = 0
     # no bar when stderr is not a terminal
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):
+        photo = None
         try:
+            check_pointer(source)
             photo = read_image(source)
             for note in photo.notes:
                 tqdm.write(f"note: {source}: {note}", file=sys.stderr)
@@ -163,9 +161,11 @@ def upscale_folder(
                 journal.append(target.parent / JOURNAL, record)
             with atomic(target) as temporary:
                 temporary.write_bytes(data)
-        except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if photo and isinstance(error, OSError):
+                raise  # the next photo could not be written either
             failed += 1
-            text = one_line(error)
+            text = explain(error, less_memory(getattr(getattr(model, "cfg", None), "tile", None)))
             tqdm.write(f"skipped {'' if str(source) in text else f'{source}: '}{text}", file=sys.stderr)
     return failed
 
@@ -187,9 +187,7 @@ def run(args: argparse.Namespace) -> int:
     from ..models import load
 
     model = load(args.model)
-    if args.tile is not None:
-        overlap = min(model.cfg.tile_overlap, max(64, args.tile // 256 * 64))
-        model.cfg = model.cfg.replace(tile=args.tile, tile_overlap=overlap)
+    set_tile(model, args.tile)
     if many:
         settings["weights"] = portable.describe(model)
         other = [p for p, record in done.items() if record["settings"].get("weights") != settings["weights"]]

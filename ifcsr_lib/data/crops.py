@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import ROOT, Config
+from ..files.checks import check_pointer
 from ..files.images import labels, list_images, partners, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
 from .patches import cut
@@ -44,11 +45,18 @@ def photos(split: str) -> list[PhotoFile]:
     if split not in ("train", "heldout", "sheet"):
         raise ValueError(f"split={split!r}; allowed: 'train', 'heldout', 'sheet'")
     out = []
-    with open(MANIFEST, newline="") as f:
+    check_pointer(MANIFEST)
+    with open(MANIFEST, newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
             if row["split"] != split:
                 continue
-            path = Path(importlib.util.find_spec(row["package"]).origin).parent / row["file"]
+            found = importlib.util.find_spec(row["package"])
+            if found is None or not found.origin:
+                raise FileNotFoundError(
+                    f"the package {row['package']} is missing, whose {row['file']} is a pocket photograph; "
+                    "install the packages of requirements.lock"
+                )
+            path = Path(found.origin).parent / row["file"]
             if not path.exists():
                 raise FileNotFoundError(
                     f"{row['file']} is not in the installed {row['package']}; install the locked one"
@@ -63,7 +71,9 @@ def photos(split: str) -> list[PhotoFile]:
 
 def load_photo(photo: PhotoFile | Path) -> Tensor:
     """(1, 3, H, W) float32 RGB in [0, 1], cropped at the centre so that H and W are multiples of 16."""
-    x = read_image(photo.path if isinstance(photo, PhotoFile) else photo).rgb
+    path = photo.path if isinstance(photo, PhotoFile) else photo
+    check_pointer(path)
+    x = read_image(path).rgb
     h, w = (s // 16 * 16 for s in x.shape[-2:])
     top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
     return x[..., top : top + h, left : left + w]
@@ -129,6 +139,7 @@ def load_images(paths: list[Path], minimum: int) -> dict[str, np.ndarray]:
     """
     out = {}
     for path in paths:
+        check_pointer(path)
         image = (read_image(path).rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         if min(image.shape[:2]) >= minimum and looks_photographic(image):
             out[path.stem if path.stem not in out else str(path)] = image

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..config import ROOT, hint, path_setting
+from ..errors import one_line
+from ..files.checks import check_pointer, is_pointer
 from ..files.results import atomic, read_json, sha256, write_json
 from .remote import download, file_name, is_url
 
@@ -100,10 +102,8 @@ def home() -> Path:
     """$IFCSR_DATA. Raises FileNotFoundError when it is not set or is no folder."""
     folder = path_setting("IFCSR_DATA")
     if folder is None or not folder.is_dir():
-        text = folder and str(folder)
-        raise FileNotFoundError(
-            f"IFCSR_DATA is {text!r}; set it to a folder of yours that may hold the data sets"
-        )
+        text = f"is {str(folder)!r}, which is no folder" if folder else "is not set"
+        raise FileNotFoundError(f"IFCSR_DATA {text}; set it to a folder of yours that may hold the data sets")
     return folder
 
 
@@ -131,12 +131,19 @@ def _images(folder: Path, data: DataSet) -> dict[str, Path]:
 def _read_manifest(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
+    check_pointer(path)
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         # no torn line
         rows = [row for row in csv.DictReader(file) if row.get("sha256") and len(row["sha256"]) == 64]
-    for row in rows:
-        row.update({key: int(row[key]) for key in ("bytes", "width", "height")})
-    return {row["file"]: row for row in rows}
+    try:
+        for row in rows:
+            row.update({key: int(row[key]) for key in ("bytes", "width", "height")})
+        return {row["file"]: row for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no manifest of {', '.join(COLUMNS)} ({one_line(error)}); get it again, or delete it "
+            "and prepare the data set again (--from)"
+        ) from error
 
 
 def _recorded(name: str) -> Path:
@@ -177,7 +184,7 @@ def _verify_shards(name: str, hashes: bool) -> tuple[int, list[str]]:
     folder = home() / f"{name}_shards"
     if not (folder / "shards.json").exists():
         return 0, []
-    rows = read_json(folder / "shards.json")["shards"]
+    rows = _read_shards(folder / "shards.json")["shards"]
     wrong = [
         file
         for file, row in rows.items()
@@ -186,6 +193,18 @@ def _verify_shards(name: str, hashes: bool) -> tuple[int, list[str]]:
         or (hashes and sha256(path) != row["sha256"])
     ]
     return len(rows), [f"../{folder.name}/{file}" for file in wrong]
+
+
+def _read_shards(path: Path) -> dict:
+    record = read_json(path)
+    rows = record.get("shards") if isinstance(record, dict) else None
+    if (
+        not isinstance(rows, dict)
+        or "plan" not in record
+        or not all(isinstance(row, dict) and {"bytes", "sha256"} <= set(row) for row in rows.values())
+    ):
+        raise ValueError(f"{path} is no record of shards; delete it, --shards makes it again")
+    return record
 
 
 def _progress(items, text: str):
@@ -198,6 +217,8 @@ def _problem(data: DataSet, target: str, content: bytes) -> tuple[tuple[int, int
     """((width, height), why the image does not belong: damaged or of another size, "" when it does)."""
     from .streams import image_size
 
+    if is_pointer(content):
+        return (0, 0), "is a git-LFS pointer, run `git lfs pull`"
     size = image_size(io.BytesIO(content), 0, len(content))
     side = data.lr if target.startswith("LR/") else data.hr
     if size == (0, 0):
@@ -247,6 +268,7 @@ def _members(source: Path) -> Iterator[tuple[PurePosixPath, int, object, Path | 
         raise FileNotFoundError(
             f"{source} does not exist; pass a folder, a .zip, .tar or .tar.gz, or an address"
         )
+    check_pointer(source)
     with _undamaged(source):
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
@@ -451,7 +473,7 @@ def write_shards(name: str, images: int = 1000) -> list[Path]:
     wanted = {"images": len(files), "images_a_shard": images, "of": hashlib.sha256(text).hexdigest()}
     record = {"plan": wanted, "shards": {}}
     if (folder / "shards.json").exists():
-        record = read_json(folder / "shards.json")
+        record = _read_shards(folder / "shards.json")
         if record["plan"] != wanted:
             raise ValueError(
                 f"{folder} holds shards of other images or another size ({record['plan']}, now {wanted}); "

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..files.checks import check_pointer, is_pointer, pointer_text
 from ..files.images import FORMATS, decode_image, list_images
 from ..files.results import atomic
 from .patches import cut, user_data
@@ -142,8 +143,14 @@ def _look(file: str) -> list[tuple]:
     with _open(file) as data:
         if not file.endswith(".tar"):
             size = data.seek(0, io.SEEK_END)
-            return [(Path(file).name, 0, size, *image_size(data, 0, size))]
+            pixels = image_size(data, 0, size)
+            if pixels == (0, 0) and not is_url(file):
+                check_pointer(file)  # one such image stands for a clone without its files
+            return [(Path(file).name, 0, size, *pixels)]
         tail = not is_url(file)  # a request for each; damage shows when the image is sampled
+        if is_pointer(data.read(64)):
+            raise ValueError(pointer_text(file))
+        data.seek(0)
         return [
             (
                 PurePosixPath(m.name).name,
@@ -174,9 +181,13 @@ def scan(files: list[str], cache: Path | None) -> list[tuple]:
 
     known: dict[tuple, list] = {}
     if cache and cache.exists():
-        with open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            for row in csv.reader(stream):
-                if len(row) == len(_FIELDS) and row[1].isdigit():
+        with (
+            # a torn or foreign line, bytes that are no table, no permission: such a file is looked at again
+            contextlib.suppress(csv.Error, OSError),
+            open(cache, newline="", encoding="utf-8", errors="surrogateescape") as stream,
+        ):
+            for row in csv.reader(line.replace("\0", "") for line in stream):
+                if len(row) == len(_FIELDS) and all(v.lstrip("-").isdecimal() for v in (*row[1:3], *row[4:])):
                     known.setdefault((row[0], int(row[1]), int(row[2])), []).append(
                         (row[3], *map(int, row[4:]))
                     )

@@ -30,7 +30,9 @@ from tqdm.auto import tqdm
 from ..config import Config, hint
 from ..control import Endpoints
 from ..data import pairs, user_data
+from ..errors import one_line
 from ..files import portable
+from ..files.checks import check_pointer
 from ..files.images import list_images, read_image, upsample, write_image
 from ..files.results import atomic, sha256, write_bytes
 from . import metrics as evaluate
@@ -289,13 +291,27 @@ def compare_reported(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFram
         .query("benchmark == @label and method == 'IFCSR'")
         .drop(columns=["benchmark", "method"])
     )
-    means = evaluate.summary(table)
+    means = evaluate.summary(table, strict=True)
     both = reported[reported["gamma"].isin(means.index) & reported["metric"].isin(means.columns)]
     measured = [means.loc[g, m] for g, m in zip(both["gamma"], both["metric"], strict=True)]
     gap = [np.nan if isinstance(v, str) else v - r for v, r in zip(measured, both["value"], strict=True)]
     both = both.rename(columns={"value": "reported"}).assign(measured=measured, difference=gap)
     columns = ["gamma", "metric", "measured", "reported", "difference", "source"]
     return both[columns].sort_values(["gamma", "metric"], kind="stable").reset_index(drop=True)
+
+
+def _published(path: Path, images: list[str]) -> pd.DataFrame:
+    """OSEDiff's table with small column names, the rows of these images; ValueError for any other file."""
+    check_pointer(path)
+    try:
+        table = pd.read_csv(path).rename(columns=str.lower).set_index("image")
+    except (ValueError, KeyError) as error:  # pandas' parser errors are ValueErrors
+        raise ValueError(
+            f"{path} is no table with a column image ({one_line(error)}); get it again"
+        ) from error
+    if lacks := [name for name in images if name not in table.index]:
+        raise ValueError(f"{path} has no row for {len(lacks)} of {len(images)} images, first {lacks[0]}")
+    return table.loc[images]
 
 
 def protocol(limit: int | None = None) -> pd.DataFrame:
@@ -317,13 +333,12 @@ def protocol(limit: int | None = None) -> pd.DataFrame:
             "realsr/osediff_published_metrics.csv (data/README.md says where they are)"
         )
     outputs = list_images(folder / "osediff")[:limit]
-    published = pd.read_csv(folder / "osediff_published_metrics.csv").set_index("image")
-    published = published.rename(columns=str.lower).loc[[path.name for path in outputs]]
+    published = _published(folder / "osediff_published_metrics.csv", [path.name for path in outputs])
     metrics = [m for m in METRICS if m in published]
     ours = evaluate.score(outputs, [folder / "HR" / path.name for path in outputs], metrics)
     rows = {}
     for m in metrics:
-        mean = evaluate.summary(ours[[m]])[m]
+        mean = evaluate.summary(ours[[m]], strict=True)[m]
         worst = (
             mean
             if isinstance(mean, str)

@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import ROOT, hint, path_setting
+from ..errors import one_line, out_of_memory
+from ..files.checks import check_pointer
 from ..files.images import check_images, labels, list_images, partners, read_image, write_image
 from ..files.results import atomic
 from .lite import LiteDistance
@@ -139,6 +142,11 @@ def create(name: str, device):
         return text
     timeout = socket.getdefaulttimeout()
     try:
+        for file in filter(None, map(_find, metric.weights)):
+            check_pointer(file)
+    except ValueError as error:
+        return f"not run: {error}"
+    try:
         socket.setdefaulttimeout(15)  # torch.hub's download has none of its own and would hang
         path = _find(metric.weights[0]) if metric.name == "niqe" else None
         return _metric(name, str(device or ("cuda" if torch.cuda.is_available() else "cpu")), path)
@@ -196,6 +204,8 @@ def _ssim(x: Tensor, y: Tensor) -> float:
 
 
 def _short(error: BaseException) -> str:
+    if out_of_memory(error):
+        return "out of memory"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]
 
 
@@ -214,7 +224,10 @@ def each_image(x, what: str) -> list:
 
 
 def read_single(item, what: str) -> Tensor:
-    x = read_image(item).rgb if isinstance(item, (str, Path)) else item
+    if isinstance(item, (str, Path)):
+        check_pointer(item)
+        item = read_image(item).rgb
+    x = item
     x = x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
     check_images(x, what)
     if len(x) != 1:
@@ -257,8 +270,9 @@ def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
     names: one per image; by default a path's stem (its full name where two share a stem), else 0 .. N-1.
         device: CUDA if there is one.
     FID is one number of the whole set, repeated in each row. A metric that could not run reads "not run:
-    <reason>". Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape,
-    size or range.
+    <reason>"; one that is undefined on an image, as NIQE of a flat one, is NaN, with the reason in
+    df.attrs["reasons"] = {metric: {image: reason}}.
+    Raises ValueError or TypeError: unknown metrics, a missing hr, images of wrong type, shape, size or range.
     """
     metrics, xs, ys = (
         check_metrics(metrics, hr),
@@ -281,11 +295,14 @@ def score(sr, hr=None, metrics=None, names=None, device=None) -> pd.DataFrame:
 
 
 def _score(xs: Iterable, ys: list | None, makers: dict, names: list) -> pd.DataFrame:
-    rows = []
+    rows, reasons = [], {}
     with tempfile.TemporaryDirectory(prefix="ifcsr-fid-") as folder, torch.no_grad():
         for i, (x, y) in enumerate(zip(xs, ys or [None] * len(names), strict=True)):
             x, y = (None if v is None else rounded(v, "image") for v in (x, y))
             rows.append([score_one(METRICS[m], maker, x, y) for m, maker in makers.items()])
+            for m, value in zip(makers, rows[-1], strict=True):
+                if m != "fid" and not isinstance(value, str) and math.isnan(value):
+                    reasons.setdefault(m, {})[names[i]] = _undefined(x)
             if not isinstance(makers.get("fid", ""), str):
                 for side, image in (("sr", x), ("hr", y)):
                     write_image(image, Path(folder, side, f"{i:06d}.png"))
@@ -293,19 +310,30 @@ def _score(xs: Iterable, ys: list | None, makers: dict, names: list) -> pd.DataF
         if not isinstance(makers.get("fid", ""), str):
             df["fid"] = score_fid(makers["fid"], Path(folder), len(df))
     df.attrs["lower_better"] = {m: METRICS[m].lower_better for m in makers}
+    df.attrs["reasons"] = reasons
     return df
 
 
+def _undefined(x: Tensor) -> str:
+    flat = bool((x.amax((2, 3)) == x.amin((2, 3))).all())
+    return "a picture of one colour has no such statistics" if flat else "the metric is undefined on it"
+
+
 def score_one(metric: Metric, maker, x: Tensor, y: Tensor | None) -> float | str:
+    """A score; NaN where the metric is undefined on the image; "not run: <reason>" where it could not run."""
     if isinstance(maker, str) or metric.name == "fid":
         return maker if isinstance(maker, str) else math.nan
     if min(x.shape[2:]) < metric.smallest:
         return f"not run: image under {metric.smallest} pixels a side"
     try:
-        value = float(maker(x, y) if metric.reference else maker(x))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"cov\(\): degrees of freedom")  # says what NaN says
+            value = float(maker(x, y) if metric.reference else maker(x))
+    except torch.linalg.LinAlgError:  # a covariance of a flat image
+        return math.nan
     except Exception as error:  # noqa: BLE001  one odd image must not end a long run
         return f"not run: {_short(error)}"
-    return value if math.isfinite(value) else "not run: undefined on this image"
+    return value if math.isfinite(value) else math.nan
 
 
 def score_fid(maker, folder: Path, n: int) -> float | str:
@@ -317,39 +345,89 @@ def score_fid(maker, folder: Path, n: int) -> float | str:
         return f"not run: {_short(error)}"
 
 
-def summary(df: pd.DataFrame) -> pd.Series | pd.DataFrame:
+def summary(df: pd.DataFrame, strict: bool = False) -> pd.Series | pd.DataFrame:
     """Means over the images of `score`'s table (a Series) or of `sweep(per_image=True)` (one row per gamma).
 
-    A mean over only some of the images is not formed: it reads "not run: 2 of 34 images", also where scores
-    are NaN.
+    An image without a score of a metric (NaN or "not run: ...") is left out of that metric's mean, at every
+    gamma, so that a curve is of the same images; a warning says so in one line, see `left_out`. Where no
+    image has a score the mean reads "not run: <reason>". strict: a mean over some images reads "not run: 2 of
+    34 images", for where it stands beside means over all of them.
     """
-    if "gamma" in df.index.names:
-        out = pd.DataFrame(
-            {g: summary(part.droplevel("gamma")) for g, part in df.groupby(level="gamma", sort=False)}
-        ).T
-        out, out.attrs = out.infer_objects().rename_axis("gamma"), dict(df.attrs)
-        return out
-    lacks = {m: [v for v in df[m] if isinstance(v, str) or pd.isna(v)] for m in df}
-    return pd.Series(
+    if not strict:
+        for text in left_out(df).values():
+            warnings.warn(text, stacklevel=2)
+    if "gamma" not in df.index.names:
+        return _means(df, strict, df.attrs.get("reasons", {}))
+    table = df if strict else _same_images(df)
+    out = pd.DataFrame(
         {
-            m: float(df[m].mean())
-            if not t
-            else t[0]
-            if len(t) == len(df) and isinstance(t[0], str)
-            else f"not run: {len(t)} of {len(df)} images"
-            for m, t in lacks.items()
+            g: _means(part.droplevel("gamma"), strict, df.attrs.get("reasons", {}))
+            for g, part in table.groupby(level="gamma", sort=False)
         }
-    )
+    ).T
+    out, out.attrs = out.infer_objects().rename_axis("gamma"), dict(df.attrs)
+    return out
+
+
+def left_out(df: pd.DataFrame) -> dict[str, str]:
+    """{metric: "niqe: mean of 33 of 34 images, without sky (<reason>)"} of means over some of the images."""
+    out, index = {}, df.index.get_level_values("image") if "image" in df.index.names else df.index
+    count = index.nunique()
+    for m in df:
+        reasons = {}
+        for image, value in zip(index, df[m], strict=True):
+            if isinstance(value, str):
+                reasons.setdefault(image, value.removeprefix("not run: "))
+            elif pd.isna(value):
+                reasons.setdefault(image, df.attrs.get("reasons", {}).get(m, {}).get(image, "no score"))
+        if 0 < len(reasons) < count:
+            first = "; ".join(f"{image} ({one_line(text)[:80]})" for image, text in list(reasons.items())[:3])
+            more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            out[m] = f"{m}: mean of {count - len(reasons)} of {count} images, without {first}{more}"
+    return out
+
+
+def _lacks(value) -> bool:
+    return isinstance(value, str) or pd.isna(value)
+
+
+def _means(df: pd.DataFrame, strict: bool, reasons: dict) -> pd.Series:
+    means = {}
+    for m in df:
+        scores = [float(v) for v in df[m] if not _lacks(v)]
+        texts = [v for v in df[m] if isinstance(v, str)]
+        if len(scores) == len(df) or (scores and not strict):
+            means[m] = float(pd.Series(scores).mean())
+        elif not scores and len(texts) == len(df):
+            means[m] = texts[0]
+        elif not scores and not texts and m in reasons:
+            means[m] = f"not run: {next(iter(reasons[m].values()))}"
+        else:
+            means[m] = f"not run: {len(df) - len(scores)} of {len(df)} images"
+    return pd.Series(means)
+
+
+def _same_images(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with a metric's images that lack a score at some gamma as NaN at all, where others remain."""
+    df = df.copy()
+    image = df.index.get_level_values("image")
+    for m in df:
+        lacking = set(image[[_lacks(v) for v in df[m]]])
+        if 0 < len(lacking) < image.nunique():
+            df[m] = df[m].where(~image.isin(lacking), np.nan)
+    return df
 
 
 def check_gammas(gammas) -> list[float]:
     values = list(gammas) if isinstance(gammas, Iterable) and not isinstance(gammas, str) else [gammas]
     for g in values:
         if isinstance(g, bool) or not isinstance(g, numbers.Real) or not 0 <= g <= 1:
-            raise ValueError(f"gamma={g!r}; allowed: numbers from 0 (fidelity) to 1 (realism)")
+            shown = float(g) if isinstance(g, np.floating) else g  # numpy 2 writes np.float64(1.5)
+            raise ValueError(f"gamma={shown!r}; allowed: numbers from 0 (fidelity) to 1 (realism)")
+    values = [float(g) for g in values]
     if not values or len(set(values)) < len(values):
         raise ValueError(f"gammas={values}; pass one or more different numbers in [0, 1]")
-    return [float(g) for g in values]
+    return values
 
 
 def _parts(ends, hr, names) -> tuple[list, list | None, list]:
@@ -388,6 +466,11 @@ def sweep(
     }
     table = pd.concat(tables, names=["gamma"])
     table.attrs["lower_better"] = {m: METRICS[m].lower_better for m in metrics}
+    table.attrs["reasons"] = {
+        m: {k: v for part in tables.values() for k, v in part.attrs["reasons"].get(m, {}).items()}
+        for m in metrics
+        if any(m in part.attrs["reasons"] for part in tables.values())
+    }
     return table if per_image else summary(table)
 
 
@@ -439,6 +522,7 @@ def reported(benchmark: str | None = "RealSR") -> pd.DataFrame:
     benchmark: "RealSR", "DRealSR", or None for both. gamma is NaN for methods without one. Never mix with
         pocket tables.
     """
+    check_pointer(ROOT / "data" / "paper" / "reported.csv")
     table = pd.read_csv(ROOT / "data" / "paper" / "reported.csv")
     known = sorted(table["benchmark"].unique())
     if benchmark is not None and benchmark not in known:

@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from scipy.ndimage import distance_transform_edt
 
 from . import exif
+from .checks import is_pointer, pointer_text
 from .results import atomic
 
 FORMATS = {
@@ -296,6 +297,8 @@ def read_image(path: str | Path) -> Photo:
 
 def decode_image(data: bytes, name: str) -> Photo:
     """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
+    if is_pointer(data):
+        raise ValueError(pointer_text(name))
     try:
         return _decode(data, Path(name).name)
     except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes

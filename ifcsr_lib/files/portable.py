@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checks import check_pointer
 from .images import check_images, decode_image, encode_png
 from .results import atomic
 
@@ -93,6 +94,8 @@ def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, T
     name = name or (str(path) if not isinstance(path, bytes) else "the file")
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise FileNotFoundError(f"{name} does not exist; pass a file written by ends.save")
+    if not isinstance(path, bytes):
+        check_pointer(path)
     try:
         with zipfile.ZipFile(io.BytesIO(path) if isinstance(path, bytes) else path) as file:
             return _read(file)

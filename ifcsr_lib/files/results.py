@@ -17,12 +17,14 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from pathlib import Path
 
-from ..config import DEPENDS, ROOT, Config, depends, hash_of
+from ..config import DEPENDS, ROOT, Config, depends, hash_of, path_setting, results_folder
+from .checks import check_pointer
 
 _PACKAGES = (
     "torch",
@@ -43,6 +45,15 @@ _SWEPT: set[Path] = set()  # folders that this process has looked through for wh
 # of `atomic`: stem, then which machine, which process of it, which file of that; before, which file only
 _TEMPORARY = re.compile(r"\..*\.(?:([0-9a-f]{8})-([0-9a-f]+)-)?[0-9a-f]{8}\.tmp(?:\.[^.]*)?")
 _OLD = 24 * 3600  # seconds after which nobody writes a file any more
+# what a file system answers to a call that it does not have
+_LACKING = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_REASONS = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
+}
 
 
 @contextlib.contextmanager
@@ -52,7 +63,8 @@ def atomic(path: str | Path):
 
     After an error or an interruption the temporary file is gone and an older `path` is untouched. What a kill
     left in the folder is removed by the next process that writes there: see `sweep`.
-    Raises OSError naming `path` and the free bytes when the disk is full or the folder is not writable.
+    Raises OSError naming `path`, the free bytes and what helps there (`remedy`) when the disk is full or the
+    folder is not writable.
     """
     path = Path(path)
     unique = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
@@ -63,10 +75,8 @@ def atomic(path: str | Path):
             _SWEPT.add(folder)
             sweep(folder)
         yield tmp
-        with open(tmp, "r+b") as file:
-            os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
-        tmp.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
-        os.replace(tmp, path)
+        _settle(tmp)
+        _rename(tmp, path)
     except BaseException as error:  # Ctrl-C too
         with contextlib.suppress(OSError):
             tmp.unlink()
@@ -119,6 +129,33 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def _settle(tmp: Path) -> None:
+    """Bytes on the disk, and the mode of an ordinary file; what a file system cannot do is left out."""
+    with open(tmp, "r+b") as file:
+        try:
+            os.fsync(file.fileno())  # so that a power cut cannot leave an empty file under the final name
+        except OSError as error:  # some network file systems have none
+            if error.errno not in _LACKING:
+                raise
+    with contextlib.suppress(PermissionError, NotImplementedError):  # FAT and SMB shares have no modes
+        tmp.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+
+
+def _rename(tmp: Path, path: Path) -> None:
+    """os.replace, also where a reader holds `path` for a moment (Windows) or no file may be replaced."""
+    for wait in (0.05, 0.2, 0.5, None):
+        try:
+            return os.replace(tmp, path)
+        except OSError as error:
+            if os.name == "nt" and isinstance(error, PermissionError) and wait:
+                time.sleep(wait)
+            elif error.errno in (*_LACKING, errno.EEXIST) and path.is_file():
+                path.unlink()  # for a moment there is none: the file system offers nothing better
+                return os.rename(tmp, path)
+            else:
+                raise
+
+
 def _umask() -> int:
     """The process's file mode mask, as it is now."""
     with contextlib.suppress(OSError):  # Linux tells it
@@ -130,25 +167,78 @@ def _umask() -> int:
     return mask
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise now what `atomic(path)` would raise after the work: a closed folder, one of that name, no space.
+
+    Makes the folder that `path` is to lie in; leaves nothing else.
+    """
+    path = Path(path)
+    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        probe.write_bytes(b"x")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        if clearer := _clearer(error, path):
+            raise clearer from error
+        raise
+
+
 def _clearer(error: BaseException, path: Path) -> OSError | None:
     number = getattr(error, "errno", None)
-    folder = next(p for p in path.absolute().parents if p.is_dir())
-    free = shutil.disk_usage(folder).free
+    folder = next((p for p in path.absolute().parents if os.path.isdir(p)), path.absolute().parent)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # a folder that may not be entered, a share that has gone
+        free = None
+    if isinstance(error, OSError) and os.path.isdir(path):  # each system has another number for it
+        return OSError(errno.EISDIR, f"cannot write {path}: it is a folder; choose another name")
+    room = "" if free is None else f"{free:,} bytes are free in {folder}; "
     # torch.save drops errno
-    hidden = isinstance(error, Exception) and not isinstance(error, OSError) and free < 2**20
+    hidden = isinstance(error, Exception) and not isinstance(error, OSError) and (free or 2**20) < 2**20
     if number in (errno.ENOSPC, errno.EDQUOT) or hidden:
         return OSError(
             errno.ENOSPC,
-            f"no disk space: {path} was not written, {free:,} bytes are free in {folder}; "
-            "free some, or set IFCSR_RESULTS to a folder on a larger disk",
+            f"no disk space: {path} was not written, {room}free some, or {remedy(path, 'on a larger disk')}",
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return OSError(
             number,
-            f"cannot write {path} ({os.strerror(number)}; {free:,} bytes are free); "
-            f"make {folder} a writable folder, or set IFCSR_RESULTS to one",
+            f"cannot write {path} ({_REASONS[number]}); {room}make {folder} a writable folder, or "
+            f"{remedy(path, 'that you may write')}",
         )
+    name = getattr(error, "filename", None)
+    if (
+        number and isinstance(name, (str, os.PathLike)) and ".tmp" in Path(name).name
+    ):  # nobody knows that name
+        reason = os.strerror(number).lower()
+        return OSError(number, f"cannot write {path} ({reason}); {remedy(path, 'that takes files')}")
     return None
+
+
+def remedy(path: str | Path, kind: str) -> str:
+    """What moves the file `path` to another folder: "set IFCSR_RESULTS to a folder <kind>", or of another
+    setting, or "choose another place for it, in a folder <kind>" where no setting decides.
+    """
+    path = Path(os.path.abspath(path))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # Path.home() may raise
+    homes = {
+        "IFCSR_RESULTS": results_folder(),
+        "IFCSR_DATA": path_setting("IFCSR_DATA"),
+        "IFCSR_CACHE": path_setting("IFCSR_CACHE") or cache / "ifcsr",
+        "TORCH_HOME": path_setting("TORCH_HOME") or cache / "torch",
+    }
+    for setting, folder in homes.items():
+        if folder and path.is_relative_to(os.path.abspath(folder)):
+            return f"set {setting} to a folder {kind}"
+    # what tempfile made for this kit; a folder of the user's in there is not moved by TMPDIR
+    if str(path).startswith(os.path.join(os.path.abspath(tempfile.gettempdir()), "ifcsr-")):
+        return f"set TMPDIR to a folder {kind}"
+    return f"choose another place for it, in a folder {kind}"
 
 
 def sha256(path: str | Path) -> str:
@@ -241,7 +331,8 @@ def read_json(path: str | Path):
     """Read JSON. Raises FileNotFoundError, or ValueError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        check_pointer(path)
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and make it again") from error
 
 
@@ -251,6 +342,16 @@ def sidecar(path: str | Path) -> Path:
     """
     path = Path(path)
     return path / "provenance.json" if path.is_dir() else path.with_suffix(".json")
+
+
+def _record(path: Path) -> dict:
+    """The sidecar's content. ValueError when it is no record."""
+    record = read_json(sidecar(path))
+    if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
+        raise ValueError(  # noqa: TRY004  the file is wrong, not the argument
+            f"{sidecar(path)} is no provenance record; delete it and make {path.name} again"
+        )
+    return record
 
 
 def kind_of(path: str | Path) -> str:
@@ -301,7 +402,7 @@ def write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
     digest = hashlib.sha256(data).hexdigest()
     if path.is_file() and sidecar(path).is_file() and sha256(path) == digest:
         with contextlib.suppress(ValueError):
-            record = read_json(sidecar(path))
+            record = _record(path)
             if record.get("sha256") == digest and _differences(record, cfg, "result") == {}:
                 return path
     with atomic(path) as tmp:
@@ -355,7 +456,7 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     for needed in (path, sidecar(path)):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {todo}")
-    record = read_json(sidecar(path))
+    record = _record(path)
     kind = record.get("kind", kind_of(path))
     differ = _differences(record, cfg, kind) if kind in (*DEPENDS, "result") else None
     if differ is None:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ..config import Config, path_setting
 from ..data import POCKET
+from ..errors import one_line, out_of_memory
+from ..files.checks import check_pointer
 from ..files.results import atomic, read_json, sha256, write_json
 from . import sd21
 
@@ -42,9 +44,13 @@ SIDES = ("unet", "vae")
 
 
 def cache() -> Path:
-    """Where small things that are made once are kept: $IFCSR_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return path_setting("IFCSR_CACHE") or Path(base) / "ifcsr"
+    """Where small things that are made once are kept: $IFCSR_CACHE, else the user's cache folder, else, for
+    a user without a home folder (containers), the temporary one.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return (
+        path_setting("IFCSR_CACHE") or (base if base.is_absolute() else Path(tempfile.gettempdir())) / "ifcsr"
+    )
 
 
 def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor, dict]:
@@ -59,6 +65,11 @@ def load_backbone(cfg: Config) -> tuple[UNet2DConditionModel, nn.Module, Tensor,
     if not Path(cfg.backbone).exists() and cfg.backbone != "pocket":
         _compare_with_first_use(cfg, files)
     unet, vae, prompt = _from_file(place) if place.is_file() else _from_folder(place, cfg.backbone)
+    if prompt.shape[-1] != (width := unet.config.cross_attention_dim):
+        raise ValueError(
+            f"backbone {cfg.backbone!r}: its empty prompt has width {prompt.shape[-1]}, its UNet wants "
+            f"{width}; they are of two models, get empty_prompt.safetensors or text_encoder/ again"
+        )
     return unet, vae, prompt, source(cfg, files)
 
 
@@ -125,6 +136,7 @@ def _reason(error: Exception) -> str:
 def fingerprint(place: Path, name: str) -> dict[str, str]:
     """{file: sha256} of the weights that a folder or single file is loaded from; `name` is for the errors."""
     if place.is_file():
+        check_pointer(place)
         digest = sha256(place)
         if sd21.KNOWN_FILES.get(place.name, digest) != digest:
             raise ValueError(
@@ -140,15 +152,20 @@ def fingerprint(place: Path, name: str) -> dict[str, str]:
                 "and vae/"
             )
     files = [p for part in SIDES for p in _weights(place / part, "diffusion_pytorch_model", name)]
+    for path in files:
+        check_pointer(path)
     return {p.relative_to(place).as_posix(): sha256(p) for p in files}
 
 
 def _weights(folder: Path, stem: str, name: str) -> list[Path]:
     """The files that from_pretrained reads: one, or the shards of an index; no variants beside them."""
     index = folder / f"{stem}.safetensors.index.json"
-    found = (
-        [folder / f for f in sorted(set(read_json(index)["weight_map"].values()))] if index.exists() else []
-    )
+    found = []
+    if index.exists():
+        names = _object(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
+            raise ValueError(f"{index} has no weight_map of names; get it again")
+        found = [folder / f for f in sorted(set(names.values()))]
     found = found or [folder / f"{stem}.safetensors"]
     if missing := [p for p in found if not p.exists()]:
         raise FileNotFoundError(
@@ -160,7 +177,11 @@ def _weights(folder: Path, stem: str, name: str) -> list[Path]:
 
 def _compare_with_first_use(cfg: Config, files: dict[str, str]) -> None:
     record, key = cache() / "backbones.json", f"{cfg.backbone}@{cfg.revision or 'default'}"
-    known = read_json(record) if record.exists() else {}
+    known = _object(record) if record.exists() else {}
+    if not isinstance(known.get(key, {}), dict):
+        raise ValueError(  # noqa: TRY004  the file is wrong, not the argument
+            f"{record}: the entry of {key!r} is no object; delete the file, it is made again"
+        )
     if key not in known:
         try:
             write_json(known | {key: files}, record)
@@ -188,15 +209,61 @@ def vae_class(vae_config: dict) -> type[nn.Module]:
     return classes[kind]
 
 
+def _object(path: Path) -> dict:
+    """A JSON file that holds an object; ValueError for any other."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004  the file is wrong, not the argument
+            f"{path} holds a {type(value).__name__}; allowed: an object {{...}}. Get it again"
+        )
+    return value
+
+
+@contextlib.contextmanager
+def _fitting(what: str):
+    """ValueError, in one line, for the many kinds that diffusers and transformers raise for odd files."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, ImportError):
+            raise
+        reason = "some weights are missing" if "meta tensor" in str(error) else one_line(error)[:250]
+        raise ValueError(
+            f"{what} cannot be loaded ({reason}); its weights and config.json do not belong together or are "
+            "damaged, get the folder again"
+        ) from error
+
+
+def _whole(kind, folder: Path, **options):
+    """kind.from_pretrained, but ValueError where it would make up weights that the file lacks."""
+    options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    net, report = kind.from_pretrained(folder, **options)
+    lacks = [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]
+    if lacks:
+        raise ValueError(f"{len(lacks)} weights are missing or of another shape, {lacks[0]} first")
+    return net
+
+
 def _from_folder(folder: Path, name: str) -> tuple[UNet2DConditionModel, nn.Module, Tensor]:
     try:
-        kind = vae_class(read_json(folder / "vae" / "config.json"))
+        kind = vae_class(_object(folder / "vae" / "config.json"))
     except ValueError as error:
         raise ValueError(f"backbone {name!r}: {error}") from error
-    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    vae = kind.from_pretrained(folder / "vae", **options)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
+    _object(folder / "unet" / "config.json")
+    with _fitting(f"backbone {name!r}: {folder / 'vae'}"):
+        vae = _whole(kind, folder / "vae", torch_dtype=torch.float32)
+    with _fitting(f"backbone {name!r}: {folder / 'unet'}"):
+        unet = _whole(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
     return unet, vae, _empty_prompt(folder, name)
+
+
+def _stored_prompt(path: Path) -> Tensor:
+    """(1, T, D) float32 of an empty_prompt.safetensors; ValueError when it holds no such tensor."""
+    prompt = read_safetensors(path).get("prompt")
+    if prompt is None or prompt.ndim != 3 or len(prompt) != 1 or not prompt.isfinite().all():
+        came = "none" if prompt is None else f"{tuple(prompt.shape)} with NaN or of that shape"
+        raise ValueError(f"{path}: its tensor 'prompt' is {came}; allowed: (1, T, D), finite. Get it again")
+    return prompt.float()
 
 
 def _empty_prompt(folder: Path, name: str) -> Tensor:
@@ -205,7 +272,7 @@ def _empty_prompt(folder: Path, name: str) -> Tensor:
     """
     stored = folder / "empty_prompt.safetensors"
     if stored.exists():
-        return load_file(stored)["prompt"].float()
+        return _stored_prompt(stored)
     if not (folder / "text_encoder" / "config.json").exists() or not (folder / "tokenizer").is_dir():
         raise FileNotFoundError(
             f"backbone {name!r}: no text_encoder/ and tokenizer/ to make the empty prompt with, and no "
@@ -213,18 +280,22 @@ def _empty_prompt(folder: Path, name: str) -> Tensor:
         )
     parts = [*_weights(folder / "text_encoder", "model", name), folder / "text_encoder" / "config.json"]
     parts += sorted(p for p in (folder / "tokenizer").iterdir() if p.is_file())
+    for path in parts:
+        check_pointer(path)
     key = hashlib.sha256("".join(sha256(p) for p in parts).encode()).hexdigest()
 
-    return _once(key, lambda: _embed(folder, ""))
+    def make() -> Tensor:
+        with _fitting(f"backbone {name!r}: {folder / 'text_encoder'} with tokenizer/"):
+            return _embed(folder, "")
+
+    return _once(key, make)
 
 
 def _embed(folder: Path, text: str) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", use_safetensors=True, local_files_only=True
-    )
+    encoder = _whole(CLIPTextModel, folder / "text_encoder")
     length = tokenizer.model_max_length
     return _encode(
         encoder,
@@ -266,6 +337,7 @@ def file_shape(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             width = file.get_slice(key).get_shape()[1] if key in file.keys() else None  # noqa: SIM118
     except SafetensorError as error:
+        check_pointer(path)
         raise ValueError(f"{path} is not a whole safetensors file ({error}); get it again") from error
     shapes = {1024: "sd21", 768: "sd15"}
     if width not in shapes:
@@ -313,7 +385,7 @@ def _from_file(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, Tensor]
                 f"{path} does not fit the backbone's shape: {text}; get the file again, or another"
             ) from error
         if (path.parent / "empty_prompt.safetensors").exists():
-            return unet, vae, load_file(path.parent / "empty_prompt.safetensors")["prompt"].float()
+            return unet, vae, _stored_prompt(path.parent / "empty_prompt.safetensors")
 
         def make() -> Tensor:
             try:
@@ -370,7 +442,7 @@ def shapes(cfg: Config) -> tuple[dict, dict, dict | None, str]:
         shape = file_shape(place)
         configs, where = [sd21.unet_config(shape), sd21.vae_config(shape)], f"shape {shape} of {place.name}"
     else:
-        configs, where = [read_json(folder / p / "config.json") for p in SIDES], "config.json files"
+        configs, where = [_object(folder / p / "config.json") for p in SIDES], "config.json files"
     try:
         return *configs, source(cfg, fingerprint(place, cfg.backbone)), where
     except FileNotFoundError:
@@ -389,4 +461,5 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as f:
             return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
     except SafetensorError as e:
+        check_pointer(path)
         raise ValueError(f"{path} is not a whole safetensors file ({e}); get it again") from e

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data import POCKET
+from ..files.checks import check_pointer
 
 POCKET_FEATURES = POCKET / "features.safetensors"
 
@@ -97,6 +98,7 @@ def pocket_features() -> tuple[PocketFeatures, list[Tensor]]:
         raise FileNotFoundError(
             f"{POCKET_FEATURES} is missing; restore it from git or run notebooks/90_pocket_backbone"
         )
+    check_pointer(POCKET_FEATURES)
     state, net = load_file(POCKET_FEATURES), PocketFeatures()
     lins = [state.pop(f"lin{i}") for i in range(len(net.channels))]
     net.load_state_dict({k: v.float() for k, v in state.items()})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data import low_quality, normal, uniform
+from ..files.checks import check_pointer
 from ..files.results import atomic, read_json, write_json
 from ..loss import FeatureDistance, unit
 from ..trainer import Step
@@ -145,6 +146,7 @@ def teacher_features(path: Path) -> nn.Module:
 
     Input RGB in [0, 1]; the file's network wants BGR 0-255 minus (104.007, 116.669, 122.679).
     """
+    check_pointer(path)
     return _Teacher(np.load(path, allow_pickle=False))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import Config, resolve_model
 from ..data import POCKET
+from ..files.checks import check_card, check_pointer
 from ..files.results import atomic, sha256
 from .backbone import locate, read_safetensors
 
@@ -124,21 +125,22 @@ def read_card(folder: Path, backbone: str | None = None) -> tuple[Config, dict] 
     backbone: where the backbone is now, if not where it was. Reads "ifcsr 1" as well, which had the whole
     Config of its time. Raises ValueError for a damaged file and for a kind of model that was removed.
     """
-    if not (folder / "ifcsr.json").exists():
+    path = folder / "ifcsr.json"
+    if not path.exists():
         return None
     try:
-        card = json.loads((folder / "ifcsr.json").read_text())
-        settings = card["model"] if "model" in card else card["config"]
-        cfg = resolve_model(settings | ({"backbone": str(backbone)} if backbone else {}))
-        grain = (
-            settings.get("grain") or "grain" in card["adapters"] or (folder / "grain.safetensors").exists()
-        )
-        card["backbone"]  # a card without it is damaged
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{folder / 'ifcsr.json'} is damaged or of another version of this kit: {e}") from e
-    if grain:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        check_pointer(path)
+        raise ValueError(f"{path} is damaged ({error}); get it again") from error
+    check_card(card, path)
+    settings = card["model"] if "model" in card else card["config"]
+    if settings.get("grain") or "grain" in card["adapters"] or (folder / "grain.safetensors").exists():
         raise ValueError(
-            f"{folder} has layers on pixels (grain) behind its realism end, a kind of model that was "
-            'removed from this kit; use "pocket", or a model trained without them'
+            f"{folder} has layers on pixels (grain) behind its realism end, a kind of model that was removed "
+            'from this kit; use "pocket", or a model trained without them'
         )
-    return cfg, card
+    try:
+        return resolve_model(settings | ({"backbone": str(backbone)} if backbone else {})), card
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or of another version of this kit: {error}") from error

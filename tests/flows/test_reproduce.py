@@ -11,6 +11,8 @@ import nbformat
 import pytest
 
 from ifcsr_lib import reproduce as module
+from ifcsr_lib.cli import main
+from ifcsr_lib.files.checks import POINTER
 from ifcsr_lib.reproduce import notebooks, reproduce
 
 PARAMETERS = "profile = None\nseed = 0\noverrides = None"
@@ -57,6 +59,82 @@ def test_order_parameters_and_progress(root, monkeypatch, capsys):
     assert sorted(p.name for p in (root / "mine/smoke/executed").iterdir()) == ["00_a.ipynb", "07_b.ipynb"]
 
 
+NOISE = """import atexit, logging, os, sys, warnings
+os.write(1, b"noise of C on 1"), os.write(2, b"noise of C on 2")
+sys.__stderr__.write("noise of Python")
+logging.getLogger("noise").error("noise of a logger")
+warnings.warn("noise of a warning")
+atexit.register(os.write, 2, b"noise at the end\\n")"""
+
+
+def test_nothing_but_progress_lines_when_all_is_well(root, capfd):
+    """Of the kernels and of this process; a newcomer takes any other line for a failure."""
+    save(root, "00_a.ipynb", NOISE)
+    reproduce("smoke")
+    said = capfd.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert len(lines) == 4 and re.match(r"1 notebooks, profile smoke", lines[0]), lines
+    assert all(re.match(r"\[1/1\] 00_a \.\.\.|done in ", line) for line in lines[1:]), lines
+    assert [p.name for p in (Path(os.environ["IFCSR_RESULTS"]) / "smoke/executed").iterdir()] == [
+        "00_a.ipynb"
+    ]
+
+
+def test_the_noise_of_a_failure_is_kept_and_named(root, capfd):
+    folder = Path(os.environ["IFCSR_RESULTS"]) / "smoke" / "executed"
+    save(root, "00_a.ipynb", NOISE, "1 / 0")
+    for _ in range(2):  # a second attempt replaces the first one's
+        with pytest.raises(RuntimeError, match="ZeroDivisionError") as info:
+            reproduce("smoke")
+        assert "\n" not in str(info.value) and str(folder / "00_a.log") in str(info.value)
+        assert "noise at the end" in (folder / "00_a.log").read_text()
+    said = capfd.readouterr()
+    assert said.err == "" and "noise" not in said.out
+    save(root, "00_a.ipynb", "1")
+    reproduce("smoke")
+    assert [p.name for p in folder.iterdir()] == ["00_a.ipynb"]
+
+
+@pytest.mark.parametrize(
+    "cell, words",
+    [
+        ("1 / 0", r"ZeroDivisionError: division by zero; executed so far: \S+00_a.failed.ipynb"),
+        ("import numpy\nnumpy.empty(2**60, 'u1')", "out of memory; close other programs"),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')", "out of memory; close"),
+        ("import os\nos._exit(9)", "its kernel died"),
+        ("import sys\nsys.exit(3)", "SystemExit"),
+        ("raise KeyError", "KeyError"),
+        ("raise ValueError('x' * 9999)", "executed so far"),
+    ],
+)
+def test_a_failing_notebook_is_one_line_of_the_command(root, cell, words, capfd):
+    save(root, "00_a.ipynb", cell)
+    assert main(["reproduce", "--profile", "smoke"]) == 2
+    text = capfd.readouterr().err
+    assert text.startswith("error: 00_a.ipynb failed in code cell 3") and text.count("\n") == 1, text
+    assert re.search(words, text), text
+
+
+@pytest.mark.parametrize(
+    "text, words", [(POINTER.decode() + "\n", "git lfs pull"), ("{", "no whole notebook")]
+)
+def test_a_notebook_that_is_none(root, text, words, capsys):
+    save(root, "00_a.ipynb", GOOD)
+    (root / "notebooks" / "01_b.ipynb").write_text(text)
+    assert main(["reproduce", "--profile", "smoke"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and "01_b.ipynb" in said and said.count("\n") == 1
+
+
+def test_two_runs_at_once(root, monkeypatch):
+    """The second one starts, and takes its test file away, while the first one tests the folder."""
+    save(root, "00_a.ipynb", GOOD)
+    own = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, *a, **k: [own(self, True), own(self, *a, **k)][1])
+    assert [p.name for p in reproduce("smoke")] == ["00_a.ipynb"]
+
+
 def test_a_failure_names_notebook_cell_error_and_copy(root):
     save(root, "00_a.ipynb", "x = 1", "y = x\nraise ValueError('first line\\ngamma=2; allowed: 0 to 1')")
     save(root, "01_never.ipynb", GOOD)
@@ -71,13 +149,13 @@ def test_a_failure_names_notebook_cell_error_and_copy(root):
         and "gamma=2; allowed: 0 to 1" in text
         and str(folder / "00_a.failed.ipynb") in text
     )
-    assert [p.name for p in folder.iterdir()] == ["00_a.failed.ipynb"]
+    assert {p.name for p in folder.iterdir()} - {"00_a.log"} == {"00_a.failed.ipynb"}
 
 
 def test_a_hanging_cell_is_stopped(root, monkeypatch):
     monkeypatch.setitem(module.CELL_LIMIT, "smoke", 1)
     save(root, "00_a.ipynb", "import time\ntime.sleep(60)")
-    with pytest.raises(RuntimeError, match=r"00_a.ipynb failed in code cell 3.*'import time'\n.*CellTimeout"):
+    with pytest.raises(RuntimeError, match=r"00_a.ipynb failed in code cell 3.*'import time': CellTimeout"):
         reproduce("smoke")
 
 

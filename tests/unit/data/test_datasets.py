@@ -26,6 +26,7 @@ from ifcsr_lib.cli import main
 from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.data import training_crops
 from ifcsr_lib.degradation import degrade
+from ifcsr_lib.files.checks import POINTER
 from ifcsr_lib.files.images import read_image, write_image
 from ifcsr_lib.files.results import sha256
 from ifcsr_lib.nets.features import PocketFeatures
@@ -478,7 +479,7 @@ def test_wrong_use_is_told_in_one_line(home, tmp_path, monkeypatch, capsys):
     assert "allowed: a training set that is prepared" in error("ffhq", "--shards", 4)
     assert "same file name (a.zip, a.zip)" in error("ffhq", "--from", "http://h/1/a.zip", "http://h/2/a.zip")
     monkeypatch.delenv("IFCSR_DATA")
-    assert "IFCSR_DATA is None; set it" in error("ffhq")
+    assert "IFCSR_DATA is not set; set it" in error("ffhq")
     assert main(["data"]) == 0
     said = capsys.readouterr().out
     assert "not set" in said and all(name in said for name in datasets.DATASETS) and "0 of" in said
@@ -681,6 +682,64 @@ def test_unfit_training_images_are_reported_and_refused_above_the_share(ffhq):
     assert len(crops.names) == 10 and not {crops[i]["name"] for i in range(60)} & {"00000.png", "00001.png"}
     with pytest.raises(ValueError, match=r"2 of 12.*Allowed: a share of 0.1 \(bad_images\)"):
         lazy("ffhq", bad_images=0.1)
+
+
+LFS = POINTER + b"\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["ffhq/00002.png", "ffhq_shards/ffhq-000000.tar", "web/ffhq-000000.tar", "ffhq_shards/shards.json"],
+)
+def test_a_pointer_in_a_training_set_says_so(ffhq, server, file, capsys):
+    """One stands for a clone without its files, so that no share of bad images excuses it."""
+    place = server.root / "ffhq-000000.tar" if file.startswith("web") else ffhq / file
+    place.write_bytes(LFS)
+    part = f"{server.url}/ffhq-000000.tar" if file.startswith("web") else file.split("/")[0]
+    if file.endswith("json"):
+        assert main(["data", "ffhq"]) == 2
+        text = capsys.readouterr().err
+    else:
+        with pytest.raises(ValueError) as info:
+            lazy(part, bad_images=0.9)
+        text = str(info.value)
+    assert "git lfs pull" in text and place.name in text
+
+
+@pytest.mark.parametrize("kind", ["realsr/test_HR/a.png", "realsr.zip", "realsr.tar", "realsr.tar.gz"])
+def test_a_pointer_as_a_source_says_so(home, tmp_path, kind, capsys):
+    path = tmp_path / "got" / kind
+    path.parent.mkdir(parents=True)
+    path.write_bytes(LFS)
+    source = path if path.suffix != ".png" else tmp_path / "got" / "realsr"
+    assert main(["data", "realsr", "--from", str(source)]) == 2
+    text = capsys.readouterr().err
+    assert "git lfs pull" in text and text.count("\n") == 1, text
+
+
+DAMAGE = {
+    "pointer": LFS,
+    "a list": b"[]",
+    "no rows": b'{"shards": {"a": 3}, "plan": {}}',
+    "noise": bytes(range(256)) * 9,
+    "other columns": b"file,sha256\na," + b"0" * 64 + b"\n",
+    "text for numbers": b"file,bytes,width,height,sha256\na.png,x,1,1," + b"0" * 64 + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["manifests/ffhq.csv", "ffhq_shards/shards.json", "ffhq/.ifcsr_index.csv"])
+def test_records_of_ours_that_are_damaged(ffhq, file, damage, capsys):
+    """A record is refused in one line that names it, or passed over; a scan's is always made again."""
+    (ffhq / file).parent.mkdir(exist_ok=True)
+    wanted = lazy("ffhq")[7]
+    (ffhq / file).write_bytes(DAMAGE[damage])
+    codes = [main(["data", "ffhq", *more]) for more in ([], ["--quick"], ["--shards", "5"])]
+    text = capsys.readouterr().err
+    assert set(codes) <= {0, 1, 2} and "unexpected" not in text, text
+    if 2 in codes:
+        assert Path(file).name in text and "Errno" not in text
+    assert same(lazy("ffhq")[7], wanted)
 
 
 @pytest.mark.parametrize("where", ["ffhq", "ffhq_shards"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from ifcsr_lib.config import ROOT
 from ifcsr_lib.control import Endpoints
 from ifcsr_lib.evaluate import METRICS, score, sweep
 from ifcsr_lib.evaluate import metrics as evaluate
+from ifcsr_lib.files.checks import POINTER
 from ifcsr_lib.files.images import list_images, to_tensor, write_image
 from ifcsr_lib.files.results import sha256
 
@@ -260,26 +262,79 @@ def test_folders_are_matched_by_name(pair, tmp_path):
         score(tmp_path / "hr", tmp_path / "sr", ["psnr"])
 
 
-@pytest.mark.filterwarnings("ignore:cov")
-def test_small_and_odd_images_do_not_end_a_run(photo):
-    images = [photo, photo[..., :100, :100], torch.full((3, 192, 192), 0.5)]
-    df = score(images, metrics=["niqe-pocket"])
-    assert isinstance(df["niqe-pocket"][0], float)
-    assert df["niqe-pocket"][1] == "not run: image under 192 pixels a side"
-    assert df["niqe-pocket"][2].startswith("not run: ")  # a flat image has no such statistics
-    assert evaluate.summary(df)["niqe-pocket"] == "not run: 2 of 3 images"
+@pytest.mark.parametrize("metric", ["niqe-pocket"])
+@pytest.mark.parametrize(
+    "odd, words",
+    [
+        (torch.zeros(3, 192, 192), "one colour"),
+        (torch.ones(3, 192, 192), "one colour"),
+        (torch.full((3, 192, 192), 0.5), "one colour"),
+        (torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1).expand(3, 192, 192), "one colour"),
+        (torch.rand(3, 100, 192), "image under 192 pixels a side"),
+    ],
+)
+def test_an_image_without_a_score_leaves_the_mean_of_the_rest(photo, metric, odd, words):
+    """And no noise but one line that names it, with the reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        df = score([photo, odd, photo], metrics=[metric], names=["a", "sky", "c"])
+    assert evaluate._lacks(df[metric]["sky"]) and isinstance(df[metric]["a"], float)
+    if words == "one colour":
+        assert np.isnan(df[metric]["sky"]) and words in df.attrs["reasons"][metric]["sky"]
+    with pytest.warns(UserWarning, match=rf"mean of 2 of 3 images, without sky \(.*{words}") as said:
+        assert evaluate.summary(df)[metric] == df[metric]["a"]
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    assert evaluate.left_out(df)[metric] == str(said[0].message)
+    assert evaluate.summary(df, strict=True)[metric] == "not run: 1 of 3 images"
+    alone = score([odd], metrics=[metric])
+    assert words in evaluate.summary(alone)[metric] and not evaluate.left_out(alone)
 
 
-def test_no_mean_over_some_of_the_images():
-    """A NaN is a score that is lacking, in `score`'s table and in a sweep's."""
+def test_a_metric_that_breaks_on_one_image(photo, monkeypatch):
+    """Not undefined but broken, such as out of memory: the reason stays in the table, readable."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    def maker(x):
+        if x.mean() > 0.9:
+            raise full
+        return x.mean()
+
+    monkeypatch.setattr(evaluate, "create", lambda name, device: maker)
+    df = score([photo, torch.ones(3, 192, 192)], metrics=["niqe-pocket"])
+    assert df["niqe-pocket"][1] == "not run: out of memory"
+    with pytest.warns(UserWarning, match=r"without 1 \(out of memory\)"):
+        assert evaluate.summary(df)["niqe-pocket"] == df["niqe-pocket"][0]
+
+
+def test_means_over_some_of_the_images():
+    """In `score`'s table and in a sweep's, where one image lacks a score at one gamma: the curve is of the
+    others.
+    """
     df = pd.DataFrame(
         {"psnr": [27.0, float("nan"), 29.0], "ssim": [0.5, 0.6, 0.7], "fid": [float("nan")] * 3}
     )
-    means = evaluate.summary(df)
-    assert means["psnr"] == "not run: 1 of 3 images" and means["fid"] == "not run: 3 of 3 images"
+    with pytest.warns(UserWarning, match="psnr: mean of 2 of 3 images, without 1"):
+        means = evaluate.summary(df)
+    assert means["psnr"] == 28 and means["fid"] == "not run: 3 of 3 images"
     assert means["ssim"] == pytest.approx(0.6)
-    table = evaluate.summary(pd.concat({0.0: df, 1.0: df.fillna(1)}, names=["gamma", "image"]))
-    assert table["psnr"].tolist() == ["not run: 1 of 3 images", 19.0]
+    both = pd.concat({0.0: df, 1.0: df.fillna(1)}, names=["gamma", "image"])
+    with pytest.warns(UserWarning, match="without 1"):
+        table = evaluate.summary(both)
+    assert table["psnr"].tolist() == [28, 28], "not 28 and 19: image 1 would come and go"
+    assert table["ssim"].tolist() == pytest.approx([0.6, 0.6])
+    assert table["fid"].tolist() == ["not run: 3 of 3 images", 1.0]
+    assert evaluate.summary(both, strict=True)["psnr"].tolist() == ["not run: 1 of 3 images", 19.0]
+
+
+def test_pointers_instead_of_images_and_weights(tmp_path, monkeypatch, photo):
+    data = POINTER + b"\noid sha256:00\nsize 1\n"
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png is a git-LFS pointer"):
+        score(tmp_path, metrics=["niqe-pocket"])
+    monkeypatch.setenv("IFCSR_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "niqe_modelparameters.mat").write_bytes(data)
+    assert "git lfs pull" in score(photo, metrics=["niqe"])["niqe"][0]
 
 
 X = torch.rand(2, 3, 32, 32)
@@ -319,6 +374,13 @@ def test_sweep_refuses_gammas(pair, gammas):
     for f in (sweep, evaluate.psnr_curve):
         with pytest.raises(ValueError, match="gamma"):
             f(*pair, gammas)
+
+
+def test_numbers_of_numpy_are_shown_as_numbers(pair):
+    for gammas in ([np.float64(1.5)], [np.float32(-1)], np.array([0.5, 0.5])):
+        with pytest.raises(ValueError) as info:
+            evaluate.psnr_curve(*pair, gammas)
+        assert "np." not in str(info.value) and "gamma" in str(info.value)
 
 
 def test_reported_numbers():

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from ifcsr_lib import results
 from ifcsr_lib.config import ROOT, resolve
+from ifcsr_lib.files.checks import POINTER
 
 matplotlib.use("Agg")
 
@@ -143,6 +144,134 @@ def test_a_really_full_device(tmp_path):
         tmp.symlink_to("/dev/full")
         tmp.write_bytes(b"x")
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize(
+    "setting", ["IFCSR_RESULTS", "IFCSR_DATA", "IFCSR_CACHE", "TORCH_HOME", "TMPDIR", None]
+)
+def test_the_advice_helps_at_that_place(tmp_path, monkeypatch, setting, number):
+    """A setting is named only where it decides about the file."""
+    names = ("IFCSR_RESULTS", "IFCSR_DATA", "IFCSR_CACHE", "TORCH_HOME")
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "TMPDIR"))
+    path = tmp_path / (setting or "IFCSR_RESULTS_of_mine") / "ifcsr-x" / "a.bin"
+    with pytest.raises(OSError) as info, results.atomic(path):
+        raise OSError(number, os.strerror(number))
+    text = str(info.value)
+    named = [name for name in (*names, "TMPDIR") if f"set {name}" in text]
+    assert named == ([setting] if setting else []), text
+    assert ("choose another place" in text) == (setting is None)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+def test_a_file_system_that_lacks_a_call(tmp_path, monkeypatch, call, number):
+    """Network shares without fsync, without modes, or without renaming over a file: written all the same."""
+
+    def lacks(*args, **kwargs):
+        raise OSError(errno.EPERM if call == "chmod" else number, "it has none")
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(f"os.{call}", lacks)
+    with results.atomic(path) as tmp:
+        tmp.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_of_that_name(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    for f in (results.check_writable, lambda path: results.write_json({}, path)):
+        with pytest.raises(OSError, match=r"cannot write \S+a\.png: it is a folder") as info:
+            f(tmp_path / "a.png")
+        assert ".tmp" not in str(info.value)
+    assert names(tmp_path) == ["a.png"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, a folder that takes no files")
+def test_a_folder_that_takes_no_files():
+    """The line names the file, never the temporary one."""
+    for f in (results.check_writable, lambda path: results.write_json({}, path)):
+        with pytest.raises(OSError, match=r"cannot write /proc/a\.json \(.*choose another place") as info:
+            f("/proc/a.json")
+        assert ".tmp" not in str(info.value)
+
+
+def test_writing_is_tried_before_the_work(tmp_path, monkeypatch):
+    """The same words as at the end of the work, nothing left behind, and an older file untouched."""
+    path = tmp_path / "new" / "a.csv"
+    results.check_writable(path)
+    assert names(path.parent) == []
+    path.write_text("old")
+    results.check_writable(path)
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+
+        def refuse(self, data, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+        with pytest.raises(OSError, match=r"a\.csv.*choose another place"):
+            results.check_writable(path)
+    assert path.read_text() == "old" and names(path.parent) == ["a.csv"]
+
+
+def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
+    """Containers run under numbers that no passwd knows: advice and caches must not need a home."""
+    from ifcsr_lib import backbone
+
+    for name in ("HOME", "XDG_CACHE_HOME", "IFCSR_CACHE", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    with pytest.raises(OSError, match="choose another place"), results.atomic(tmp_path / "a"):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert backbone.cache().is_absolute()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_failed_fsync_is_no_lacking_one(tmp_path, monkeypatch, number):
+    def failed(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", failed)
+    with pytest.raises(OSError), results.atomic(path) as tmp:
+        tmp.write_bytes(b"new")
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".png", "é" * 120 + ".png"])
+def test_names_up_to_the_longest(tmp_path, name):
+    with results.atomic(tmp_path / name) as tmp:
+        tmp.write_bytes(b"x")
+    assert names(tmp_path) == [name]
+
+
+def test_json_that_is_none(tmp_path):
+    path = tmp_path / "a.json"
+    for data, words in (
+        (POINTER + b"\n", "git lfs pull"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 10**5, "not valid JSON"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=words) as info:
+            results.read_json(path)
+        assert str(path) in str(info.value)
+
+
+@pytest.mark.parametrize("record", ["[]", "3", '"x"', "null", '{"config": []}'])
+def test_a_sidecar_that_is_no_record(cfg, table, record):
+    path = results.write_table(table, "gamma", cfg)
+    results.sidecar(path).write_text(record)
+    with pytest.raises(ValueError, match=r"gamma\.json is no provenance record"):
+        results.require(path, cfg, "04")
+    results.write_table(table, "gamma", cfg)  # made again
+    assert results.require(path, cfg, "04") == path
 
 
 def test_a_file_where_a_folder_should_be(tmp_path):

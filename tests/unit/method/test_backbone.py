@@ -3,6 +3,7 @@ refused.
 """
 
 import json
+import shutil
 import types
 
 import huggingface_hub
@@ -19,6 +20,8 @@ from ifcsr_lib.cli import main
 from ifcsr_lib.cli.describe import describe
 from ifcsr_lib.config import resolve
 from ifcsr_lib.data import POCKET
+from ifcsr_lib.errors import one_line, own
+from ifcsr_lib.files.checks import POINTER
 
 # one level of attention, as small as the classes allow; what differs between the two is what differs in full
 # size
@@ -206,7 +209,7 @@ def test_hub_layout(folder, tmp_path, monkeypatch):
     assert torch.equal(ifcsr.load("owner/tiny", device="cpu").prompt, model.prompt)
     (cached,) = (tmp_path / "cache" / "empty_prompt").iterdir()
     cached.write_bytes(b"damaged")
-    with pytest.raises(AssertionError, match="loaded again"):
+    with pytest.raises(ValueError, match="loaded again"):
         ifcsr.load("owner/tiny", device="cpu")
 
 
@@ -510,3 +513,90 @@ def test_single_files_that_are_refused(tmp_path):
         backbone.load_backbone(cfg_of(tmp_path / "old.ckpt"))
     with pytest.raises(FileNotFoundError, match="models/gone.safetensors"):
         backbone.load_backbone(cfg_of("models/gone.safetensors"))
+
+
+PARTS = [
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "empty_prompt.safetensors",
+]
+DAMAGE = {
+    "pointer": lambda path, folder: POINTER + b"\noid sha256:00\nsize 1\n",
+    "empty": lambda path, folder: b"",
+    "cut": lambda path, folder: path.read_bytes()[: path.stat().st_size // 2],
+    "noise": lambda path, folder: bytes(range(256)) * 9,
+    "a list": lambda path, folder: b"[1]",
+    "an empty object": lambda path, folder: b"{}",
+    "of the other part": lambda path, folder: (
+        folder / ("vae" if path.parent.name == "unet" else "unet") / path.name.replace("empty_prompt", NAME)
+    ).read_bytes(),
+}
+NAME = "diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_part_of_a_folder_is_one_line(tiny_backbone, tmp_path, part, damage):
+    """Whatever stands in its place: the line names the part, and says what to do."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_backbone, folder)
+    path = folder / part
+    path.write_bytes(DAMAGE[damage](path, folder))
+    with pytest.raises(ValueError) as info:
+        backbone.load_backbone(resolve("paper", overrides={"backbone": str(folder)}))
+    assert own(info.value)
+    text = one_line(info.value)
+    assert part.partition("/")[0].removesuffix(".safetensors") in text and str(folder) in text, text
+    assert ("git lfs pull" in text) == (damage == "pointer"), text
+    assert "again" in text or "allowed" in text or damage == "pointer", text
+
+
+@pytest.mark.parametrize("damage", [d for d in DAMAGE if d != "of the other part"])
+def test_a_damaged_single_file_is_one_line(tmp_path, damage):
+    (tmp_path / "a.safetensors").write_bytes(bytes(range(256)) * 9)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(DAMAGE[damage](path, tmp_path))
+    with pytest.raises(ValueError, match="lfs pull" if damage == "pointer" else "allowed|whole") as info:
+        backbone.load_backbone(resolve("paper", overrides={"backbone": str(path)}))
+    assert own(info.value) and str(path) in str(info.value)
+
+
+@pytest.mark.parametrize("part", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["pointer", "empty", "noise", "a list", "of the other part"])
+def test_a_damaged_text_encoder_is_one_line(tmp_path, part, damage):
+    write_backbone(tmp_path / "a", "sd21")
+    path = tmp_path / "a" / "text_encoder" / part
+    other = tmp_path / "a" / "unet" / path.name.replace("model", NAME)
+    path.write_bytes(other.read_bytes() if "part" in damage else DAMAGE[damage](path, tmp_path / "a"))
+    with pytest.raises(ValueError, match="text_encoder") as info:
+        backbone.load_backbone(resolve("paper", overrides={"backbone": str(tmp_path / "a")}))
+    assert own(info.value) and ("git lfs pull" in str(info.value)) == (damage == "pointer")
+
+
+def test_a_prompt_of_another_width(tiny_backbone, tmp_path):
+    shutil.copytree(tiny_backbone, tmp_path / "a")
+    for prompt, words in (
+        (torch.zeros(1, 3, 24), "width 24, its UNet wants 16"),
+        (torch.zeros(3), "allowed"),
+    ):
+        save_file({"prompt": prompt}, tmp_path / "a" / "empty_prompt.safetensors")
+        with pytest.raises(ValueError, match=words):
+            backbone.load_backbone(resolve("paper", overrides={"backbone": str(tmp_path / "a")}))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "{"])
+def test_a_damaged_index_and_record(tmp_path, tiny_backbone, text, monkeypatch):
+    shutil.copytree(tiny_backbone, tmp_path / "a")
+    index = tmp_path / "a" / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match="index.json"):
+        backbone.load_backbone(resolve("paper", overrides={"backbone": str(tmp_path / "a")}))
+    index.unlink()
+    monkeypatch.setattr(backbone, "locate", lambda *args: tiny_backbone)
+    record = tmp_path / "cache" / "backbones.json"
+    record.parent.mkdir()
+    record.write_text(text if text[1:2] != '"' else '{"owner/name@default": 3}')
+    with pytest.raises(ValueError, match=r"backbones\.json"):
+        backbone.load_backbone(resolve("paper", overrides={"backbone": "owner/name"}))

@@ -1,0 +1,85 @@
+"""A wheel, unpacked elsewhere: it holds every file that the library reads, and works without a checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from ifcsr_lib.config import ROOT
+
+FILES = [*(ROOT / "data" / "pocket").rglob("*"), *(ROOT / "data" / "paper").rglob("*")]
+
+USE = """
+import json
+from pathlib import Path
+import torch
+import ifcsr_lib
+from ifcsr_lib import config, data, evaluate
+from ifcsr_lib.data import sets
+from ifcsr_lib.reproduce import notebooks
+
+model = ifcsr_lib.load("pocket", device="cpu")
+ends = model.endpoints(torch.rand(1, 3, 16, 16))
+try:
+    notebooks()
+    text = "found"
+except FileNotFoundError as error:
+    text = str(error)
+print(json.dumps({
+    "library": ifcsr_lib.__file__, "root": str(config.ROOT), "results": str(model.cfg.results),
+    "shape": list(ends.x_real.shape), "photos": len(data.photos("heldout")),
+    "reported": len(evaluate.reported()),
+    "niqe": evaluate.missing("niqe-pocket"), "manifest": (sets.PUBLISHED / "realsr.csv").is_file(),
+    "notebooks": text,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The folder of an unpacked wheel, built from a copy: a build writes into its source folder."""
+    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("ifcsr_lib", "data"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-q"]
+    done = subprocess.run(
+        [*command, "-w", made, source], cwd=made, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = made.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(made / "site")
+    return made / "site"
+
+
+def test_the_wheel_holds_every_shipped_file_and_no_second_package(unpacked):
+    there = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in FILES if p.is_file()}
+    assert len(there) > 12
+    shipped = unpacked / "ifcsr_lib" / "shipped"
+    found = {p.relative_to(shipped).as_posix(): p.read_bytes() for p in shipped.rglob("*") if p.is_file()}
+    assert found == there
+    assert [p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")] == ["ifcsr_lib"]
+    python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ifcsr_lib").rglob("*.py")}
+    assert python == {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*.py")}
+
+
+@pytest.mark.parametrize("setting", [None, "mine"])
+def test_it_works_from_any_folder(unpacked, tmp_path, setting):
+    env = {k: v for k, v in os.environ.items() if k != "IFCSR_RESULTS"} | {"PYTHONPATH": str(unpacked)}
+    if setting:
+        env["IFCSR_RESULTS"] = str(tmp_path / setting)
+    done = subprocess.run(
+        [sys.executable, "-c", USE], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["library"].startswith(str(unpacked)) and said["root"].startswith(str(unpacked))
+    assert said["results"] == str(tmp_path / (setting or "results") / "pocket")
+    assert said["shape"] == [1, 3, 64, 64] and said["photos"] > 1 and said["reported"] > 10
+    assert said["niqe"] == [] and said["manifest"] and "whole repository" in said["notebooks"]
