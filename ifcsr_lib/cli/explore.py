@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import user_path
 from ..files.checks import check_pointer
 from ..files.results import check_writable
-from .options import MODEL, add_tile, gamma, name_or_path, set_tile
+from .options import MODEL, add_backend, add_tile, backend, gamma, load_model, name_or_path, set_tile
 
 TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
@@ -30,6 +30,7 @@ def add(p: argparse.ArgumentParser) -> None:
         "--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
     )
     add_tile(p)
+    add_backend(p)
     p.add_argument("--no-open", action="store_true", help="write the page, start no browser")
 
 
@@ -59,17 +60,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explorer(args: argparse.Namespace, name: str, sample: bool):
-    """The Explorer of a pair, of the sample, or of a photo; only a pair needs no model."""
-    from ..control import Endpoints
-    from ..explorer import Explorer
-    from ..files.images import check_images, on_white, printable, read_image
+    """What writes the page of a pair, of the sample, or of a photo; only a pair needs no model."""
+    from ..files.pixels import printable
 
     name = printable(name)
     if args.photo.name.endswith(PAIR):
-        ends = Endpoints.load(args.photo)
-        names = [name] if len(ends) == 1 else [f"{name} {i}" for i in range(len(ends))]
-        return Explorer(ends, names=names, gamma=args.gamma)
-    from ..models import load
+        return _of_pair(args, name)
+    if sample and args.backend == "onnx":
+        raise ValueError('"sample" is degraded with torch; pass an image file, or leave --backend away')
+    if not sample and backend(args) == "onnx":
+        return _plain(args, name)
+    args.backend = "torch"
+    from ..explorer import Explorer
+    from ..files.images import check_images, on_white, read_image
 
     hr = None
     if sample:
@@ -83,6 +86,30 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         shot = read_image(args.photo)
         lq = on_white(shot.rgb, shot.alpha)  # the page knows no alpha
         check_images(lq, str(args.photo))
-    model = load(args.model)
+    model = load_model(args)
     set_tile(model, args.tile)
     return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)
+
+
+def _of_pair(args: argparse.Namespace, name: str):
+    from ..files import portable
+    from ..lite import Pair
+    from ..lite.page import Page
+
+    images, made = portable.read(args.photo)
+    ends, count = Pair(**images), len(images["x_fid"])
+    names = [name] if count == 1 else [f"{name} {i}" for i in range(count)]
+    return Page(ends, made, made["gamma"] if args.gamma is None else args.gamma, names)
+
+
+def _plain(args: argparse.Namespace, name: str):
+    """The page of a photo without torch."""
+    from ..files.pixels import check_images, on_white, read_image
+    from ..lite.page import Page
+
+    shot = read_image(args.photo)
+    lq = on_white(shot.rgb, shot.alpha)
+    check_images(lq, str(args.photo))
+    model = load_model(args)
+    set_tile(model, args.tile)
+    return Page(model.endpoints(lq), model.described, 0.5 if args.gamma is None else args.gamma, [name], lq)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib.util
+import sys
 
 from ..config import PROFILES, RECIPES, Config, resolve, user_path
 from ..errors import MEMORY_ADVICE
@@ -87,6 +89,45 @@ def set_tile(model, tile: int | None) -> None:
     if tile is not None:
         overlap = min(model.cfg.tile_overlap, max(64, tile // 256 * 64))
         model.cfg = model.cfg.replace(tile=tile, tile_overlap=overlap)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """--backend of the commands that run a model on photos; `backend` and `load_model` obey it."""
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "onnx", "torch"),
+        default="auto",
+        help="onnx: ONNX Runtime on the CPU, shipped models only; torch: any model, and a GPU (default auto: "
+        "onnx where it can, else torch)",
+    )
+
+
+def backend(args: argparse.Namespace) -> str:
+    """ "onnx" or "torch", of --backend and --model. ValueError, with the reason, where neither can."""
+    if args.backend == "torch":
+        return "torch"
+    from ..lite import missing, stale
+
+    if not (reason := missing(args.model)):
+        return "onnx"
+    if args.backend == "onnx":
+        raise ValueError(f"--backend onnx: {reason}")
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(f"torch is not installed, and {reason}")
+    if importlib.util.find_spec("onnxruntime") and stale(args.model):
+        print(f"note: {reason}; torch is used", file=sys.stderr)
+    return "torch"
+
+
+def load_model(args: argparse.Namespace):
+    """The model of --model on the backend of --backend: an IFCSR, or a lite.LiteModel, which takes arrays."""
+    if backend(args) == "onnx":
+        from ..lite import load
+
+        return load(args.model)
+    from ..models import load
+
+    return load(args.model)
 
 
 def less_memory(tile: int | None) -> str:

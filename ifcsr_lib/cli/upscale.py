@@ -12,7 +12,17 @@ from pathlib import Path
 from .. import __version__
 from ..config import user_path
 from ..errors import explain
-from .options import MODEL, add_tile, gamma, less_memory, name_or_path, set_tile
+from .options import (
+    MODEL,
+    add_backend,
+    add_tile,
+    backend,
+    gamma,
+    less_memory,
+    load_model,
+    name_or_path,
+    set_tile,
+)
 
 TEXT = "Upscale a photo, or every photo of a folder, four times."
 STORY = """\
@@ -24,7 +34,8 @@ more, but not the place; JPEG and BMP show transparent photos on white. A file t
 is reported and skipped, and the exit code is then 1. A run over a folder that was stopped goes on
 where it was, when it is started again with the same settings (OUT/.ifcsr-upscale.jsonl tells).
 Photos of one stem keep their suffix in the name: photo.jpg.png and photo.png.png. Needs no network
-with the pocket model; the same input always gives the same output."""
+with the pocket model; the same input always gives the same output of one backend, and the two
+differ by one level of 255 at most."""
 EXAMPLE = "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5"
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
 
@@ -53,6 +64,7 @@ def add(p: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace files in OUT that exist (never IN itself)"
     )
     add_tile(p)
+    add_backend(p)
     p.add_argument("--gps", action="store_true", help="keep where a photo was taken (default: left out)")
 
 
@@ -63,7 +75,7 @@ def output_files(source: Path, target: Path, kind: str | None = None) -> dict[Pa
     Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, a file
     that is itself an input.
     """
-    from ..files.images import FORMATS, distinct, list_images
+    from ..files.pixels import FORMATS, distinct, list_images
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
@@ -120,41 +132,36 @@ def upscale_folder(
     """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on
     stderr.
 
-    model: anything whose `endpoints(lq)` gives Endpoints. gps: keep where the photo was taken. settings: what
-    a journal in the outputs' folder says of each output, so that `finished` knows it; None keeps no journal.
+    model: anything whose `endpoints(lq)` gives Endpoints, or a lite.LiteModel. gps: keep where the photo was
+    taken. settings: what a journal in the outputs' folder says of each output, so that `finished` knows it;
+    None keeps no journal.
     OSError at writing (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
     from ..files import journal
     from ..files.checks import check_pointer
-    from ..files.images import (
-        bleed,
-        check_images,
-        encode_image,
-        is_grey,
-        read_image,
-        to_grey,
-        upsample_alpha,
-    )
     from ..files.results import atomic, sha256
 
+    files = getattr(model, "files", None)
+    if files is None:
+        from ..files import images as files
     failed = 0
     # no bar when stderr is not a terminal
     for source, target in tqdm(jobs.items(), unit="photo", disable=None):
         photo = None
         try:
             check_pointer(source)
-            photo = read_image(source)
+            photo = files.read_image(source)
             for note in photo.notes:
                 tqdm.write(f"note: {source}: {note}", file=sys.stderr)
-            check_images(photo.rgb, str(source))
+            files.check_images(photo.rgb, str(source))
             # DECISION D24: the network sees the colours that can be seen, continued below transparency
-            lq, alpha = bleed(photo.rgb, photo.alpha), photo.alpha
+            lq, alpha = files.bleed(photo.rgb, photo.alpha), photo.alpha
             rgb = model.endpoints(lq).blend(gamma)
-            rgb = to_grey(rgb) if is_grey(lq).all() else rgb
-            alpha = None if alpha is None else upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
-            data = encode_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target, gps)
+            rgb = files.to_grey(rgb) if files.is_grey(lq).all() else rgb
+            alpha = None if alpha is None else files.upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
+            data = files.encode_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target, gps)
             if settings is not None:
                 hashes = {"photo": sha256(source), "sha256": hashlib.sha256(data).hexdigest()}
                 record = {"file": target.name, "settings": settings, **hashes}
@@ -171,12 +178,13 @@ def upscale_folder(
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..files.images import left_out
+    from ..files.pixels import left_out
 
     jobs, many = output_files(args.source, args.target, args.format), args.source.is_dir()
     if many and (text := left_out(args.source)):
         print(text, file=sys.stderr)
     settings = {k: getattr(args, k) for k in ("gamma", "model", "tile", "gps")} | {"version": __version__}
+    settings["backend"] = backend(args)
     # every reason to refuse is found before a model loads, but other weights in the same place
     done = {} if args.overwrite else finished(jobs, settings)
     folder = next(iter(jobs.values())).parent
@@ -184,9 +192,8 @@ def run(args: argparse.Namespace) -> int:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable; choose another OUT")
     from ..files import portable
-    from ..models import load
 
-    model = load(args.model)
+    model = load_model(args)
     set_tile(model, args.tile)
     if many:
         settings["weights"] = portable.describe(model)

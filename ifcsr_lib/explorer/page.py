@@ -6,6 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from .. import __version__
+
+SOFTWARE = f"ifcsr_lib {__version__}"
+PRESETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 JS = Path(__file__).parent / "js"
 # A module imports only from those before it, so that joined in this order they are one module.
 MODULES = (

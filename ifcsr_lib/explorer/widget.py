@@ -12,7 +12,6 @@ import torch
 import traitlets
 from torch import Tensor
 
-from .. import __version__
 from ..control import Endpoints
 from ..evaluate.metrics import EPS, METRICS, missing, sweep
 from ..files import portable
@@ -20,11 +19,10 @@ from ..files.images import encode_png, read_image, to_uint8
 from ..files.results import atomic
 from . import numbers, page
 from .numbers import fraction
+from .page import PRESETS, SOFTWARE
 from .picture import Picture, fitting, singles, with_suffix
 from .traits import Gamma, GammaMap, Gammas, Index, View
 
-SOFTWARE = f"ifcsr_lib {__version__}"
-PRESETS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MESSAGES = ("picture", "map", "export", "sweep", "open")  # what a page asks for, see Explorer.receive
 SYNCED = ("gamma", "gammas", "same_gamma", "index", "view")
 

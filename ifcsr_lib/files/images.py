@@ -1,80 +1,66 @@
 """Image files and image tensors. Public images are float32 RGB (N, 3, H, W) in [0, 1], sRGB-like values as
-stored.
+stored. pixels.py does the work on files, for numpy arrays, and needs no torch.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import functools
-import io
-import math
-import struct
-import warnings
-import zlib
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
-from scipy.ndimage import distance_transform_edt
+from PIL import Image
 
-from . import exif
-from .checks import is_pointer, pointer_text
+from . import pixels
+from .pixels import (
+    ALPHA,
+    FORMATS,
+    GREY_MODES,
+    OTHERS,
+    READ_ONLY,
+    Photo,
+    distinct,
+    labels,
+    left_out,
+    list_images,
+    on_white,
+    partners,
+    printable,
+    readable,
+)
 from .results import atomic
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-# read where Pillow, or pillow_heif if it is installed, can; never written
-READ_ONLY = {".apng", ".avif", ".heic", ".heif", ".hif"}
-# what else is a picture for people who look at a folder
-OTHERS = {
-    ".gif",
-    ".jp2",
-    ".j2k",
-    ".jxl",
-    ".psd",
-    ".svg",
-    ".ico",
-    ".tga",
-    ".exr",
-    ".hdr",
-    ".pgm",
-    ".ppm",
-    ".pnm",
-}
-OTHERS |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
-FRAMES = {"PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages", "HEIF": "pictures"}
-ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
-GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
-
-
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """One image file: rgb (1, 3, H, W) and alpha (1, 1, H, W) or None, float32 in [0, 1]; bits 8 or 16 a
-    channel.
-    """
-
-    rgb: torch.Tensor
-    alpha: torch.Tensor | None = None
-    bits: int = 8
-    name: str = "image"
-    icc: bytes | None = None  # the file's grey or RGB profile; values are used as stored, never converted
-    grey: bool = False  # the file has one colour channel (1 bit too), and is written so; rgb still has three
-    exif: bytes | None = None  # of exif.read: date, camera, place; not the orientation, for rgb is turned
-    dpi: tuple[float, float] | None = None  # across and down
-    notes: tuple[str, ...] = ()  # what reading left out or had to guess, for the person whose file it is
+__all__ = [
+    "ALPHA",
+    "FORMATS",
+    "GREY_MODES",
+    "OTHERS",
+    "READ_ONLY",
+    "Photo",
+    "bleed",
+    "check_images",
+    "decode_image",
+    "distinct",
+    "encode_image",
+    "encode_png",
+    "is_grey",
+    "labels",
+    "left_out",
+    "list_images",
+    "of_pil",
+    "on_white",
+    "partners",
+    "printable",
+    "read_image",
+    "readable",
+    "to_grey",
+    "to_tensor",
+    "to_uint8",
+    "upsample",
+    "upsample_alpha",
+    "write_image",
+]
 
 
 def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
@@ -89,53 +75,28 @@ def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
         raise TypeError(
             f"{name} came as {x.dtype}; pass float32 in [0, 1] (images.to_tensor scales 8 and 16 bit)"
         )
-    if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; pass (N, 3, H, W), one image as image[None]")
-    if min(x.shape[2:]) < min_side:
-        raise ValueError(
-            f"{name} is {x.shape[3]}x{x.shape[2]} pixels; allowed: {min_side} or more on each side"
-        )
+    pixels.check_shape(tuple(x.shape), name, min_side)
     low, high = (v.item() for v in x.detach().aminmax())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        count = int((~x.isfinite()).sum())
-        raise ValueError(
-            f"{name} has {count} NaN or infinite values of {x.numel()}; look at the step that made it"
-        )
-    if low < -1e-6 or high > 1 + 1e-6:
-        raise ValueError(
-            f"{name} spans [{low:.6g}, {high:.6g}]; allowed: [0, 1]. Divide 8 bit by 255, or clamp(0, 1)"
-        )
+    bad = 0 if np.isfinite(low) and np.isfinite(high) else int((~x.isfinite()).sum())
+    pixels.check_range(low, high, bad, x.numel(), name)
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
     """(N, C, H, W) in [0, 1] -> uint8 (N, H, W, C), clamped and rounded to the nearest level; ValueError on
     NaN.
     """
-    return _levels(x, 255).astype(np.uint8)
+    return pixels.to_uint8(_array(x))
 
 
-def _levels(x: torch.Tensor, top: int) -> np.ndarray:
-    if not x.isfinite().all():
-        raise ValueError(
-            "the image has NaN or infinite values; nothing was converted. Look at the step that made it"
-        )
-    x = x.detach().float().clamp(0, 1).mul(top).round().permute(0, 2, 3, 1)
-    return x.contiguous().cpu().numpy()
+def _array(x: torch.Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
     """uint8, uint16 or float (H, W), (H, W, C) or (N, H, W, C) -> float32 (N, C, H, W); integers go to [0,
     1].
     """
-    array = np.asarray(array)
-    if array.ndim not in (2, 3, 4):
-        raise ValueError(f"the array has shape {array.shape}; pass (H, W), (H, W, C) or (N, H, W, C)")
-    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
-        raise TypeError(f"the array came as {array.dtype}; pass uint8, uint16 or float in [0, 1]")
-    top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    x = array.astype(np.float32) / np.float32(top)
-    x = x[..., None] if x.ndim == 2 else x
-    return torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *x.shape[-3:]).transpose(0, 3, 1, 2)))
+    return torch.from_numpy(pixels.to_float(array))
 
 
 def upsample(lq: torch.Tensor, scale: int = 4) -> torch.Tensor:
@@ -159,17 +120,7 @@ def bleed(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
     """
     if alpha is None:
         return rgb
-    out = rgb.clone()
-    for i, hidden in enumerate((alpha[:, 0] <= 0).cpu().numpy()):
-        if hidden.any() and not hidden.all():
-            y, x = distance_transform_edt(hidden, return_distances=False, return_indices=True)
-            out[i][:, hidden] = rgb[i][:, y[hidden], x[hidden]]
-    return out
-
-
-def on_white(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
-    """rgb (N, 3, H, W) as seen on white through alpha (N, 1, H, W); None: opaque."""
-    return rgb if alpha is None else rgb * alpha + (1 - alpha)
+    return torch.from_numpy(pixels.bleed(_array(rgb), _array(alpha))).to(rgb)
 
 
 def is_grey(x: torch.Tensor) -> torch.Tensor:
@@ -186,101 +137,6 @@ def to_grey(x: torch.Tensor) -> torch.Tensor:
     return (g + 0.299 * (r - g) + 0.114 * (b - g)).expand_as(x).contiguous()
 
 
-@functools.cache
-def readable() -> dict[str, str]:
-    """{suffix: Pillow's name of the format}: FORMATS, and what of READ_ONLY is possible here."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    known = Image.registered_extensions()
-    return FORMATS | {suffix: known[suffix] for suffix in READ_ONLY if suffix in known}
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The folder's image files by suffix (`readable`), sorted by name; not recursive, hidden files left out.
-
-    Raises FileNotFoundError when there are none. `left_out` tells what other pictures there are.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; pass an existing folder with images")
-    found = sorted(p for p in _visible(folder) if p.suffix.lower() in readable())
-    if not found:
-        others = f"{text}; " if (text := left_out(folder)) else ""
-        raise FileNotFoundError(
-            f"{folder} has no images; {others}allowed: {' '.join(readable())} (subfolders are not searched)"
-        )
-    return found
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-
-
-def left_out(folder: str | Path) -> str:
-    """One line on the pictures of a folder that `list_images` leaves out, with their number; "" for none."""
-    kinds = (OTHERS | READ_ONLY) - set(readable())
-    count = collections.Counter(p.suffix.lower() for p in _visible(Path(folder)))
-    there = [f"{count[kind]} {kind}" for kind in sorted(kinds & set(count))]
-    if not there:
-        return ""
-    total = sum(count[kind] for kind in kinds)
-    heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif", ".hif"} & kinds & set(count) else ""
-    return f"left out {total} pictures of kinds that are not read here ({', '.join(there)}){heic}"
-
-
-def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
-    """{file: the other file that belongs to it}: of the same full name, else of the same stem where no doubt
-    is possible.
-
-    A file without a partner is left out. Raises ValueError where a stem, such as photo of photo.jpg and
-    photo.png, fits more than one file that has no partner of the same full name.
-    """
-    by_name = {p.name: p for p in others}
-    found = {p: by_name[p.name] for p in files if p.name in by_name}
-    taken = {p.name for p in found.values()}
-    rest: dict[str, tuple[list, list]] = {}
-    for side, paths in enumerate(
-        ([p for p in files if p not in found], [p for p in others if p.name not in taken])
-    ):
-        for p in paths:
-            rest.setdefault(p.stem, ([], []))[side].append(p)
-    for stem, (left, right) in rest.items():
-        if left and right and len(left) + len(right) > 2:
-            raise ValueError(
-                f"{', '.join(p.name for p in left)} of {left[0].parent} and "
-                f"{', '.join(p.name for p in right)} of {right[0].parent} all are called {stem!r}; give "
-                "partners the same full name"
-            )
-        found |= dict(zip(left, right, strict=False))
-    return found
-
-
-def distinct(files: list[Path], key=str) -> list[str]:
-    """A name per file: its stem, or the full name where another file has the same stem.
-
-    key: what two names must differ in, such as str.casefold for files on any system.
-    """
-    count = collections.Counter(key(p.stem) for p in files)
-    names = [p.stem if count[key(p.stem)] == 1 else p.name for p in files]
-    if len(set(map(key, names))) < len(names):  # a.jpg.png beside a.jpg and a.png
-        names = [p.name for p in files]
-    return names
-
-
-def labels(files: list[Path]) -> list[str]:
-    """`distinct` names for tables and pages, see `printable`."""
-    return [printable(name) for name in distinct(files)]
-
-
-def printable(name: str) -> str:
-    """A file name as text that any table or page can hold: bytes that are no UTF-8 become escapes such as
-    \\udcff.
-    """
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def read_image(path: str | Path) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF, BMP, or of READ_ONLY what `readable` has, as a Photo, turned as its EXIF
     orientation says. The content counts, not the suffix; of several frames or pages the first is read.
@@ -289,116 +145,12 @@ def read_image(path: str | Path) -> Photo:
     the file has one. Raises FileNotFoundError, or ValueError naming the file when it is damaged or no such
     image.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; pass an image file")
-    return decode_image(path.read_bytes(), str(path))
+    return _of_tensors(pixels.read_image(path))
 
 
 def decode_image(data: bytes, name: str) -> Photo:
     """`read_image` of a file's bytes; name: for the errors and Photo.name (its last part)."""
-    if is_pointer(data):
-        raise ValueError(pointer_text(name))
-    try:
-        return _decode(data, Path(name).name)
-    except Exception as error:  # Pillow, libpng and tifffile raise a dozen kinds for damaged bytes
-        reason = (
-            getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
-        )
-        raise ValueError(
-            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(readable())}, whole files, "
-            "8 or 16 bit"
-        ) from error
-
-
-def _decode(data: bytes, name: str) -> Photo:
-    try:
-        with warnings.catch_warnings():  # the note below says it in one line
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=sorted(set(readable().values())))
-    except Image.DecompressionBombError:
-        most = 2 * Image.MAX_IMAGE_PIXELS / 1e6
-        raise ValueError(f"more than {most:.0f} megapixels; cut or shrink it first") from None
-    except UnidentifiedImageError:
-        if data[:4] not in (b"II*\0", b"MM\0*"):
-            raise
-        return _decode_tiff16(data, name)  # such as grey with alpha, which Pillow does not know
-    is_tiff, notes = image.format == "TIFF", []
-    with contextlib.suppress(Exception):  # a damaged second page is no reason to refuse the first
-        if image.format in FRAMES and (count := getattr(image, "n_frames", 1)) > 1:
-            notes.append(f"the first of its {count} {FRAMES[image.format]} only")
-    turn, key, icc = (
-        image.getexif().get(274, 1),
-        image.info.get("transparency"),
-        image.info.get("icc_profile"),
-    )
-    wide = _is_wide(image, data)
-    image.load()  # finds a truncated file, and turns a TIFF by itself
-    turn = turn if wide else image.getexif().get(274, 1)
-    pixels = _read_wide(image, data, key) if wide else _read_8bit(image, icc, notes)
-    grey = pixels.shape[-1] < 3 if wide else image.mode in GREY_MODES
-    if (count := image.width * image.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
-        size = f"{image.width}x{image.height}, {count / 1e6:.0f} megapixels"
-        # 3 channels of 4 bytes, 4 x 4 pixels for one
-        notes.append(
-            f"{size}: each float32 copy of it takes {count * 12 / 1e9:.1f} GB, and 16 times that at x4"
-        )
-    said = data if is_tiff else _exif_of(image)
-    rest = dict(
-        icc=_fitting(icc, notes), exif=exif.read(said), dpi=_dpi(image.info.get("dpi") or exif.dpi(said))
-    )
-    return _photo(_turn(pixels, turn), wide, grey, name=name, notes=tuple(notes), **rest)
-
-
-def _exif_of(image: Image.Image) -> bytes:
-    """As the file has it, also as older PNGs have it: a text of hexadecimal digits behind three lines."""
-    text = image.info.get("Raw profile type exif")
-    with contextlib.suppress(ValueError):
-        if text and "exif" not in image.info:
-            return bytes.fromhex("".join(text.split("\n")[3:]))
-    return image.info.get("exif", b"")
-
-
-def _dpi(value) -> tuple[float, float] | None:
-    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
-        x, y = (float(v) for v in value)
-        if 0 < x < 1e6 and 0 < y < 1e6:
-            return x, y
-    return None
-
-
-def _fitting(icc: bytes | None, notes: list[str]) -> bytes | None:
-    """A whole profile of grey or RGB; one of CMYK does not fit what we return."""
-    if not icc or icc[16:20] not in (b"RGB ", b"GRAY"):
-        return None
-    try:
-        ImageCms.ImageCmsProfile(io.BytesIO(icc))
-    except (OSError, ImageCms.PyCMSError):
-        notes.append("its colour profile is damaged and is left out")
-        return None
-    return icc
-
-
-def _decode_tiff16(data: bytes, name: str) -> Photo:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        tags = file.pages[0].tags
-        kind = np.unique(tags.valueof("BitsPerSample")).tolist(), int(tags.valueof("SampleFormat", 1))
-        if kind != ([16], 1) or tags.valueof("PhotometricInterpretation") not in (0, 1, 2):
-            raise ValueError("a kind of TIFF that is not known here")
-        turn, icc = int(tags.valueof("Orientation", 1)), tags.valueof("InterColorProfile")
-    pixels = _read_tiff16(data)
-    notes: list[str] = []
-    rest = dict(icc=_fitting(icc, notes), exif=exif.read(data), dpi=_dpi(exif.dpi(data)), notes=tuple(notes))
-    return _photo(_turn(pixels, turn), True, pixels.shape[-1] < 3, name=name, **rest)
-
-
-def _photo(pixels: np.ndarray, wide: bool, grey: bool, **rest) -> Photo:
-    """Of (H, W), or (H, W, 1 to 4) with alpha last."""
-    x = to_tensor(pixels)
-    rgb, alpha = (x[:, :-1], x[:, -1:]) if x.shape[1] in (2, 4) else (x, None)
-    return Photo(rgb.expand(-1, 3, -1, -1).contiguous(), alpha, bits=16 if wide else 8, grey=grey, **rest)
+    return _of_tensors(pixels.decode_image(data, name))
 
 
 def of_pil(image: Image.Image) -> Photo:
@@ -406,85 +158,12 @@ def of_pil(image: Image.Image) -> Photo:
 
     Raises ValueError for modes that are no photograph's: "F", "I", "LAB".
     """
-    wide = image.mode.startswith("I;16")
-    try:
-        pixels = (
-            np.asarray(image).astype(np.uint16)
-            if wide
-            else _read_8bit(image, image.info.get("icc_profile"), [])
-        )
-    except ValueError as error:
-        raise ValueError(f"the image has {error}; allowed: 1, L, LA, I;16, P, RGB, RGBA, CMYK") from error
-    return _photo(pixels, wide, wide or image.mode in GREY_MODES)
+    return _of_tensors(pixels.of_pil(image))
 
 
-def _is_wide(image: Image.Image, data: bytes) -> bool:
-    """16 bit a channel, which Pillow cuts to 8 in colour images."""
-    if image.format == "PNG":
-        return data[24] == 16  # the bit depth in IHDR
-    # TIFF: BitsPerSample, PhotometricInterpretation (grey or RGB), SampleFormat
-    tags = getattr(image, "tag_v2", {})
-    return (
-        set(np.atleast_1d(tags.get(258, 1))) == {16}
-        and tags.get(262) in (0, 1, 2)
-        and tags.get(339, (1,))[0] == 1
-    )
-
-
-def _read_8bit(image: Image.Image, icc: bytes | None, notes: list[str]) -> np.ndarray:
-    """uint8 (H, W, 3 or 4). notes: gets one where a CMYK profile cannot be used."""
-    if image.mode in ("F", "I", "LAB") or image.mode.startswith("I;"):
-        raise ValueError(f"pixel mode {image.mode}")
-    if image.mode == "CMYK" and icc:
-        try:
-            image = ImageCms.profileToProfile(
-                image, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-        except (OSError, ImageCms.PyCMSError):
-            notes.append(
-                "its CMYK profile is damaged or of another kind: converted without, colours are a guess"
-            )
-    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
-
-
-def _read_wide(image: Image.Image, data: bytes, key: int | tuple | None) -> np.ndarray:
-    """uint16 (H, W, 1 to 4) of a 16-bit grey or RGB PNG or TIFF; alpha, straight, comes last."""
-    if image.format == "TIFF":
-        return _read_tiff16(data)
-    from torchvision.io import decode_png
-
-    a = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8)).permute(1, 2, 0).numpy()
-    return a if key is None else np.dstack([a, np.uint16(65535) * (a != np.asarray(key)).any(-1)])
-
-
-def _read_tiff16(data: bytes) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[0]
-        try:
-            a = page.asarray()
-            a = np.moveaxis(a, 0, -1) if page.axes.startswith("S") else a.reshape(*a.shape[:2], -1)
-        except ValueError:  # LZW needs imagecodecs; opencv, which pyiqa brings, has its own
-            import cv2
-
-            a = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-            a = a[..., None] if a.ndim == 2 else a[..., [2, 1, 0, 3][: a.shape[-1]]]
-        colours, extra = (3 if page.photometric == 2 else 1), (*page.extrasamples, 2)[0]
-        a, alpha = a[..., :colours], a[..., colours : colours + 1]
-        a = 65535 - a if page.photometric == 0 else a  # white is zero
-        if alpha.size and extra == 1:  # stored premultiplied
-            a = np.minimum(np.round(a * (65535.0 / np.maximum(alpha, 1))), 65535).astype(np.uint16)
-        return np.concatenate([a, alpha], -1) if extra in (1, 2) else a
-
-
-def _turn(a: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as the EXIF orientation 1..8 wants it shown."""
-    if orientation in (5, 6, 7, 8):
-        a = a.swapaxes(0, 1)
-    a = a[::-1] if orientation in (3, 4, 7, 8) else a
-    return a[:, ::-1] if orientation in (2, 3, 6, 7) else a
+def _of_tensors(photo: Photo) -> Photo:
+    alpha = None if photo.alpha is None else torch.from_numpy(photo.alpha)
+    return dataclasses.replace(photo, rgb=torch.from_numpy(photo.rgb), alpha=alpha)
 
 
 def write_image(
@@ -515,68 +194,10 @@ def write_image(
 
 def encode_image(photo: Photo, path: Path, gps: bool = False) -> bytes:
     """The bytes that `write_image` writes to path; its ValueErrors."""
-    kind, x, alpha = FORMATS.get(path.suffix.lower()), photo.rgb, photo.alpha
-    if kind is None:
-        raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
-    check_images(x, path.name, 1)
-    if (
-        len(x) != 1
-        or photo.bits not in (8, 16)
-        or (alpha is not None and alpha.shape != (1, 1, *x.shape[2:]))
-    ):
-        raise ValueError(
-            f"{path}: rgb {tuple(x.shape)}, alpha {None if alpha is None else tuple(alpha.shape)}, bits "
-            f"{photo.bits}; allowed: one (1, 3, H, W) image, alpha (1, 1, H, W) or None, 8 or 16 bits"
-        )
-    if photo.grey:
-        x = to_grey(x)[:, : 3 if kind == "WEBP" else 1]
-    if alpha is not None:
-        # DECISION D24: alpha goes its own way, linear; JPEG and BMP, without alpha, show it on white
-        x = torch.cat([x, alpha], 1) if kind in ALPHA else on_white(x, alpha)
-    wide = photo.bits == 16 and kind in ("PNG", "TIFF")
-    pixels = _levels(x, 65535).astype(np.uint16)[0] if wide else to_uint8(x)[0]
-    space = b"GRAY" if pixels.shape[-1] < 3 else b"RGB "
-    # of formats without a place for dpi, EXIF tells it
-    told = photo.dpi if photo.exif or kind in ("WEBP", "TIFF") else None
-    about = {
-        "icc": photo.icc if photo.icc and photo.icc[16:20] == space else None,
-        "block": exif.block(photo.exif, pixels.shape[1::-1], told, gps),
-        "dpi": photo.dpi,
-    }
-    try:
-        return _encode(pixels, kind, **about)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written as {kind} ({error}); try .png") from error
-
-
-def _encode(pixels: np.ndarray, kind: str, icc: bytes | None, block: bytes | None, dpi) -> bytes:
-    out = io.BytesIO()
-    if pixels.dtype == np.uint16 and kind == "PNG":
-        return _png16(pixels, icc, block=block, dpi=dpi)
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    if kind == "TIFF":
-        import tifffile
-
-        tifffile.imwrite(
-            out,
-            pixels,
-            byteorder=">" if block and block[:2] == b"MM" else "<",
-            photometric="rgb" if pixels.shape[2:] in ((3,), (4,)) else "minisblack",
-            planarconfig="contig" if pixels.ndim == 3 else None,
-            extrasamples=["unassalpha"] if pixels.shape[2:] in ((2,), (4,)) else None,
-            compression="zlib",
-            predictor=True,
-            iccprofile=icc,
-            metadata=None,
-            software=False,
-        )
-        tiff = out.getvalue()
-        # a BigTIFF has directories of another kind
-        return exif.into_tiff(tiff, block) if block and 42 in tiff[2:4] else tiff
-    how = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}.get(kind, {})
-    about = {"icc_profile": icc, "dpi": dpi, "exif": b"Exif\0\0" + block if block else None}
-    Image.fromarray(pixels).save(out, kind, **{k: v for k, v in about.items() if v}, **how)
-    return out.getvalue()
+    pixels.format_of(path)
+    check_images(photo.rgb, path.name, 1)
+    alpha = None if photo.alpha is None else _array(photo.alpha)
+    return pixels.encode_image(dataclasses.replace(photo, rgb=_array(photo.rgb), alpha=alpha), path, gps)
 
 
 def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = None, level: int = 6) -> bytes:
@@ -584,43 +205,4 @@ def encode_png(x: torch.Tensor, bits: int = 8, texts: dict[str, str] | None = No
 
     level: of zlib, 1 fast to 9 small. Raises ValueError on NaN or other bits.
     """
-    if bits not in (8, 16) or x.ndim != 4 or len(x) != 1:
-        raise ValueError(f"bits={bits!r}, shape {tuple(x.shape)}; allowed: 8 or 16, one image (1, C, H, W)")
-    if bits == 16:
-        return _png16(_levels(x, 65535).astype(np.uint16)[0], None, texts, level)
-    info, out = PngImagePlugin.PngInfo(), io.BytesIO()
-    for key, text in (texts or {}).items():
-        info.add_itxt(key, text)
-    pixels = to_uint8(x)[0]
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-        out, "PNG", pnginfo=info, compress_level=level
-    )
-    return out.getvalue()
-
-
-def _png16(
-    pixels: np.ndarray,
-    icc: bytes | None,
-    texts: dict[str, str] | None = None,
-    level: int = 6,
-    block: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> bytes:
-    """PNG of uint16 (H, W, 1 to 4), which Pillow cannot write: filter "up" on every row, one IDAT."""
-
-    def chunk(tag: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
-
-    h, w, channels = pixels.shape
-    rows = pixels.astype(">u2").view(np.uint8).reshape(h, -1)
-    rows = np.diff(rows, axis=0, prepend=np.uint8(0) * rows[:1])  # uint8 wraps, as PNG wants
-    rows = np.insert(rows, 0, 2, axis=1)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
-    profile = chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
-    notes = b"".join(chunk(b"iTXt", f"{key}\0\0\0\0\0{text}".encode()) for key, text in (texts or {}).items())
-    size = b""
-    if dpi:  # per metre
-        size = chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in dpi), 1))
-    about = chunk(b"eXIf", block) if block else b""
-    data = chunk(b"IDAT", zlib.compress(rows, level))
-    return b"\x89PNG\r\n\x1a\n" + head + profile + size + about + notes + data + chunk(b"IEND", b"")
+    return pixels.encode_png(_array(x), bits, texts, level)

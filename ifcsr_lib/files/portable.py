@@ -15,11 +15,10 @@ import zipfile
 from numbers import Real
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from . import pixels
 from .checks import check_pointer
-from .images import check_images, decode_image, encode_png
 from .results import atomic
 
 FORMAT = "ifcsr endpoints 1"
@@ -37,6 +36,8 @@ def describe(model) -> dict[str, str]:
         return {"model": model or "unknown", "hash": "unknown"}
     if isinstance(model, dict) and {"model", "hash"} <= set(model):
         return {"model": str(model["model"]), "hash": str(model["hash"])}
+    if hasattr(model, "described"):  # of lite
+        return model.described
     if not hasattr(model, "adapter"):
         raise TypeError(
             f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text"
@@ -59,7 +60,8 @@ def describe(model) -> dict[str, str]:
 def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: int = 16) -> Path:
     """Write a batch of endpoints, as Endpoints.save does.
 
-    images: {"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1]}, x_L may be None. model: see `describe`.
+    images: {"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1]}, arrays or tensors; x_L may be None. model: see
+        `describe`.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIX):
@@ -77,7 +79,7 @@ def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: i
                 if images[part] is None:
                     continue
                 name = f"{part}.png" if count == 1 else f"{part}_{i}.png"
-                data = encode_png(images[part][i : i + 1], bits)
+                data = pixels.encode_png(_array(images[part][i : i + 1]), bits)
                 file.writestr(zipfile.ZipInfo(name), data)  # a fixed date: the same pair gives the same bytes
                 parts[part] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
             card["images"].append(parts)
@@ -85,7 +87,20 @@ def save(images: dict, path: str | Path, model=None, gamma: float = 0.5, bits: i
     return path
 
 
-def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, Tensor | None], dict]:
+def _array(x) -> np.ndarray:
+    """An array as it is, a tensor as float32 array."""
+    return x if isinstance(x, np.ndarray) else x.detach().float().cpu().numpy()
+
+
+def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict, dict]:
+    """`read` with torch tensors as images."""
+    import torch
+
+    images, made = read(path, name)
+    return {part: None if x is None else torch.from_numpy(x) for part, x in images.items()}, made
+
+
+def read(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, np.ndarray | None], dict]:
     """({"x_fid", "x_real", "x_L": (N, 3, H, W) in [0, 1], x_L may be None}, {"model", "hash", "gamma",
     "bits"}).
 
@@ -112,7 +127,7 @@ def load(path: str | Path | bytes, name: str | None = None) -> tuple[dict[str, T
         raise ValueError(f"{name} is not a whole {SUFFIX} ({text}); write it again with ends.save") from error
 
 
-def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
+def _read(file: zipfile.ZipFile) -> tuple[dict[str, np.ndarray | None], dict]:
     names = set(file.namelist())
     if "ifcsr.json" not in names:
         raise ValueError("no ifcsr.json in it, so it is no endpoint pair")
@@ -133,7 +148,7 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
             data = file.read(entry["file"])
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{entry['file']} is not the one ifcsr.json describes (sha256 differs)")
-            x = decode_image(data, entry["file"]).rgb
+            x = pixels.decode_image(data, entry["file"]).rgb
             first = first or (entry["file"], *x.shape[2:])
             h, w = x.shape[2:]
             if (h, w) != first[1:]:
@@ -151,7 +166,7 @@ def _read(file: zipfile.ZipFile) -> tuple[dict[str, Tensor | None], dict]:
     if not card["images"] or (stacks["x_L"] and len(stacks["x_L"]) < len(card["images"])):
         raise ValueError("no image in it" if not card["images"] else "x_L is there for some images only")
     made = {key: card[key] for key in ("model", "hash", "gamma", "bits")}
-    images = {part: torch.cat(stacks[part]) if stacks[part] else None for part in PARTS}
+    images = {part: np.concatenate(stacks[part]) if stacks[part] else None for part in PARTS}
     for part in PARTS[:2]:
-        check_images(images[part], part)
+        pixels.check_images(images[part], part)
     return images, made

@@ -368,7 +368,10 @@ def test_explore_shows_transparency_on_white(tmp_path, monkeypatch):
     monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Bicubic())
     monkeypatch.setattr("ifcsr_lib.explorer.Explorer", Page)
     page = tmp_path / "page.html"
-    assert main(["explore", str(tmp_path / "disc.png"), "--no-open", "--out", str(page)]) == 0
+    assert (
+        main(["explore", str(tmp_path / "disc.png"), "--no-open", "--backend", "torch", "--out", str(page)])
+        == 0
+    )
     assert (made[0].x_fid == 1).all()
 
 

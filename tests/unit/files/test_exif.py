@@ -36,9 +36,9 @@ def made(folder, kind, orientation=1, order=b"II"):
     Image.fromarray(PIXELS).save(path, exif=source.tobytes(), dpi=(300, 240))
     if kind == "png 16":  # the chunks of the 8-bit file around the pixels of a 16-bit one
         chunks = path.read_bytes()[33:].split(b"IDAT")[0][:-4]
-        from ifcsr_lib import images
+        from ifcsr_lib.files import pixels
 
-        data = images._png16(PIXELS.astype(np.uint16) * 257, None)
+        data = pixels._png16(PIXELS.astype(np.uint16) * 257, None)
         path.write_bytes(data[:33] + chunks + data[33:])
     if suffix == "tif":  # Pillow would write the artist in ASCII
         tifffile.imwrite(

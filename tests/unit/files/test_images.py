@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from ifcsr_lib import images
+from ifcsr_lib.files import pixels
 from ifcsr_lib.files.images import (
     Photo,
     check_images,
@@ -109,7 +110,7 @@ def test_formats_without_alpha_show_it_on_white(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_16_bit_png(tmp_path, channels):
     """Values keep all 16 bits: exact, well inside 1/65535."""
-    (tmp_path / "a.png").write_bytes(images._png16(A16[..., :channels], None))
+    (tmp_path / "a.png").write_bytes(pixels._png16(A16[..., :channels], None))
     photo = read_image(tmp_path / "a.png")
     assert photo.bits == 16 and same(photo.rgb, A16[..., : 3 if channels > 2 else 1], 65535)
     assert photo.alpha is None if channels % 2 else same(photo.alpha, A16[..., channels - 1], 65535)
@@ -220,7 +221,7 @@ def grey_files(folder):
     grey.save(folder / "key.png", transparency=5)
     for channels in (1, 2):
         wide = np.dstack([ramp.astype(np.uint16) * 257, alpha.astype(np.uint16) * 257])[..., :channels]
-        (folder / f"wide{channels}.png").write_bytes(images._png16(wide, None))
+        (folder / f"wide{channels}.png").write_bytes(pixels._png16(wide, None))
     tifffile.imwrite(folder / "wide1.tif", wide[..., 0], photometric="minisblack")
     tifffile.imwrite(folder / "white.tif", 65535 - wide[..., 0], photometric="miniswhite")
     tifffile.imwrite(
@@ -411,7 +412,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
 
 
 def test_what_a_folder_leaves_out_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "readable", lambda: images.FORMATS)
+    monkeypatch.setattr(pixels, "readable", lambda: images.FORMATS)
     for name in ("a.HEIC", "b.heic", "c.gif", "d.avif", "e.txt", ".f.gif", "g.mp4"):
         (tmp_path / name).touch()
     (tmp_path / "h.gif").mkdir()

@@ -15,6 +15,7 @@ from ifcsr_lib.control import Endpoints
 from ifcsr_lib.files.images import bleed, is_grey, on_white, read_image, upsample
 
 RNG = np.random.default_rng(0)
+TORCH = ("--backend", "torch")  # where onnxruntime is installed too, the models of these tests run
 NOISE = RNG.integers(0, 256, (20, 24, 4), dtype=np.uint8)
 
 
@@ -145,7 +146,7 @@ def test_what_the_file_says_comes_out_again(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Tinting())
     for options, place in (([], {}), (["--gps"], {1: "N"})):
         out = tmp_path / f"out{len(options)}"
-        assert main(["upscale", str(tmp_path / "in"), str(out), "--format", suffix, *options]) == 0
+        assert main(["upscale", str(tmp_path / "in"), str(out), "--format", suffix, *TORCH, *options]) == 0
         with Image.open(out / f"a.{suffix}") as image:
             assert image.size == (80, 96) and image.info["icc_profile"] == profile
             told = image.getexif()
@@ -162,7 +163,7 @@ def test_what_was_not_read_is_said_in_one_line_each(tmp_path, monkeypatch, capsy
     frames[0].convert("RGB").save(folder / "b.jfif", "JPEG")
     for name in ("c.gif", "d.gif"):
         (folder / name).touch()
-    assert main(["upscale", str(folder), str(tmp_path / "out")]) == 0
+    assert main(["upscale", str(folder), str(tmp_path / "out"), *TORCH]) == 0
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "left out" in line and "2 .gif" in line]
     assert [line for line in said if "a.png" in line and "2 frames" in line]
@@ -187,7 +188,7 @@ def test_photos_of_one_stem_all_live(tmp_path, monkeypatch, sources):
         Image.fromarray(flat).save(tmp_path / "in" / name)
     jobs = output_files(tmp_path / "in", tmp_path / "out")
     assert len({str(p).casefold() for p in jobs.values()}) == len(sources)
-    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *TORCH]) == 0
     levels = {p.name: read_image(out).rgb.mean().item() * 255 for p, out in jobs.items()}
     assert all(abs(levels[name] - 20 * level) < 1.5 for level, name in enumerate(sources))
     assert "other.bmp" not in sources or jobs[tmp_path / "in" / "other.bmp"].name == "other.png"
@@ -215,7 +216,7 @@ def folder_run(tmp_path, monkeypatch):
 
     def run(model, *options):
         monkeypatch.setattr("ifcsr_lib.models.load", lambda name: model)
-        return main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options])
+        return main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *TORCH, *options])
 
     return tmp_path / "in", tmp_path / "out", run
 
@@ -292,6 +293,6 @@ def test_one_photo_leaves_no_journal_and_a_new_photo_joins_the_folder(folder_run
     assert run(Tinting()) == 0
     Image.fromarray(NOISE[::-1]).save(source / "new.png")
     assert run(model := Tinting()) == 0 and model.seen == 1
-    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png")]) == 0
+    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png"), *TORCH]) == 0
     assert not (tmp_path / JOURNAL).exists()
-    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png")]) == 2
+    assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png"), *TORCH]) == 2

@@ -1,0 +1,8 @@
+"""The photo path without torch: a shipped model for `upscale` and `explore`, on numpy and ONNX Runtime.
+
+Nothing in here imports torch. `load` gives a model whose `endpoints` answers as models.IFCSR.endpoints does.
+"""
+
+from .model import LiteModel, Pair, load, missing, stale
+
+__all__ = ["LiteModel", "Pair", "load", "missing", "stale"]
