@@ -101,6 +101,14 @@ def test_the_lock_was_made_by_the_makefile():
     )
 
 
+def test_the_light_install_is_the_extra_lite_and_needs_nothing_heavy():
+    lines = [line for line in text("requirements-lite.txt").splitlines() if not line.startswith("#")]
+    wanted = PROJECT["optional-dependencies"]["lite"]
+    assert lines == wanted and not {"torch", "scipy", "pandas"} & {Requirement(w).name for w in wanted}
+    kit = {Requirement(w).name: w for w in PROJECT["dependencies"]}
+    assert all(kit.get(Requirement(w).name, w) == w for w in wanted)
+
+
 def test_conda_installs_the_very_lock():
     python, pip, packages = yaml.safe_load(text("environment.yml"))["dependencies"]
     assert packages == {"pip": ["-r requirements.lock"]} and pip == "pip"
