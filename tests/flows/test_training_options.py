@@ -22,6 +22,7 @@ from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
 from ifcsr_lib.loss import feature_distance
+from ifcsr_lib.runs import checkpoint, run
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(
 
     def write_bytes(path, content):
         written.append(path)
-        if len(written) >= 2:  # and it stays full
+        if len(written) >= 3:  # run.json, the first last.pt; and it stays full
             real(path, bytes(content)[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, content)
@@ -222,7 +223,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(
         full.setattr(Path, "write_bytes", write_bytes)
         with pytest.raises(OSError, match=r"no disk space: .*last\.pt was not written"):
             train(cfg, crops, distance, cut, steps=3)
-    assert [p.name for p in cut.iterdir()] == ["last.pt"]
+    assert {p.name for p in cut.iterdir()} == {"run.json", "last.pt"}
     assert torch.load(cut / "last.pt", weights_only=True)["step"] == 1
     whole, losses = train(cfg, crops, distance, tmp_path / "whole", steps=3)
     resumed, losses2 = train(cfg, crops, distance, cut, steps=3)
@@ -270,7 +271,8 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
     cfg = tiny_cfg.replace(checkpoint_every=1)
     with pytest.raises(KeyboardInterrupt):
         train(cfg, crops, distance, tmp_path / "b", on_step=stop)
-    monkeypatch.setattr(trainer, "_images", lambda cfg, accelerator: 4)  # as two processes would
+    # as two processes would see it
+    monkeypatch.setattr(run, "Checkpoint", lambda *args: checkpoint.Checkpoint(*args[:-1], 4))
     with pytest.raises(ValueError, match="images per step is 4, was 2.*number of processes"):
         train(cfg, crops, distance, tmp_path / "b")
 
