@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from requirements.lock at the first call. README has the plain commands behind it.
+# Everything runs in .venv, made from requirements.lock at the first call. docs/install.md has the plain commands behind it.
 PYTHON ?= python3
 PROFILE ?= pocket
 PY := .venv/bin/python
@@ -41,7 +41,9 @@ lab: env  ## JupyterLab on the first notebook
 
 docs: env  ## the pages of README.md and docs/ as a web site in build/docs (installs mkdocs-material into .venv)
 	$(UV) pip install -q --python $(PY) -r pyproject.toml --extra docs -c requirements.lock
-	$(PY) -m mkdocs build --strict -q
+	@# not with -q, which hides the warnings from --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "written: build/docs/index.html"
 
 lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.toml, and the two small locks from it (ARGS=--upgrade)
 	$(UV) $(COMPILE) -q $(ARGS) -o requirements.lock
