@@ -433,9 +433,9 @@ def test_recipes_are_the_papers_batch_and_cards_are_named():
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_download):
-    """README's table is made from results/paper/tables/training_cost.csv; peak and operations there within
-    0.1 %.
+def test_a_recipe_fits_its_card_and_docs_have_its_numbers(recipe, stage, no_download):
+    """The table of docs/training.md is made from results/paper/tables/training_cost.csv; peak and operations
+    there within 0.1 %.
     """
     one = dry_run.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
     assert one["peak"] + dry_run.RESERVE < float(recipe.split()[0]) * 1e9
@@ -446,8 +446,8 @@ def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_dow
 
 
 @pytest.mark.parametrize("cards, recipe", [("1x H100", "80 GB"), ("1x 24 GB", "24 GB"), ("8x A100", "80 GB")])
-def test_readme_shows_what_the_dry_run_prints(cards, recipe, no_download, capsys, monkeypatch):
-    """README's transcripts are made by tools/readme_tables.py; here the command prints the same."""
+def test_docs_show_what_the_dry_run_prints(cards, recipe, no_download, capsys, monkeypatch):
+    """docs/training.md's transcripts are made by tools/readme_tables.py; the command prints the same."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     transcript = importlib.import_module("readme_tables").transcript(cards, recipe)
     capsys.readouterr()
