@@ -40,9 +40,7 @@ _WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any n
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row
-    for each.
-    """
+    """Every setting of a run. Lines tagged DECISION are not stated by the paper, see docs/decisions.md."""
 
     profile: str
     seed: int = 0
