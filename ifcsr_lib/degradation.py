@@ -305,9 +305,8 @@ def add_poisson_noise(x: Tensor, factor: float, grey: bool, rng: Generator) -> T
     signal = torch.einsum("c,nchw->nhw", _TO_YCC[0].to(x), x)[:, None] if grey else x
     levels = signal.clamp(0, 1).mul_(255).round_()
     # DECISION D21: the Poisson count is the quantile of a normal draw, read off a table: several times as
-    # fast as
-    # torch.poisson, one stream on CPU and GPU, and a rounding difference in x cannot shift the draws of later
-    # pixels
+    # fast as torch.poisson, one stream on CPU and GPU, and a rounding difference in x cannot shift the draws
+    # of later pixels
     place = (
         _normal(levels, False, rng).add_(_Z_MAX).mul_(_Z_BINS / (2 * _Z_MAX)).floor_().clamp_(0, _Z_BINS - 1)
     )

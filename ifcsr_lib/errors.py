@@ -120,7 +120,7 @@ def explain(error: BaseException, memory: str = MEMORY_ADVICE) -> str:
         which = f"the package {name!r}" if name else "a package"
         return (
             f"{which} is missing or damaged ({one_line(error)}); install the packages of requirements.lock, "
-            "as README says"
+            "as docs/install.md says"
         )
     text = f"{type(error).__name__}: {one_line(error)}"[:LENGTH]
     if path := log(error):

@@ -1,5 +1,4 @@
-"""How the adapters are trained: stage 1 (E2), stage 2 (E3), and both at once, which the ablation compares
-with.
+"""How the adapters are trained: stage 1 (E2), stage 2 (E3), and both at once for the ablation.
 
 What surrounds the loop (devices, resume, signals, logs) is in runs/, extra terms of a loss in extras/.
 """
@@ -121,9 +120,7 @@ class Stage2(Objective):
 
 
 class Joint(Objective):
-    """The ablation's single stage: theta and phi together minimise E_gamma L(x_hat, x_H), baseline loss (k =
-    1).
-    """
+    """The ablation's single stage: theta and phi together minimise E_gamma L(x_hat, x_H) with k = 1."""
 
     name = "joint"
     trains = ("fidelity", "realism")
@@ -137,9 +134,7 @@ class Joint(Objective):
 
 
 def learning_rate(cfg: Config, step: int, steps: int) -> float:
-    """Rate at `step` of `steps`: constant, or a cosine from lr to lr / 100 after a warm-up over 2 %
-    of them.
-    """
+    """Rate at `step` of `steps`: constant, or a cosine from lr to lr / 100 after 2 % of warm-up."""
     if cfg.schedule == "constant":
         return cfg.lr
     warm = max(1, steps // 50)

@@ -1,4 +1,4 @@
-"""Write the tables that stand between markers in README.md and docs/*.md, from results and from the code.
+"""Write the tables that stand between markers in README.md and docs/**/*.md, from results and from the code.
 
     python tools/readme_tables.py            write the tables; running it twice changes nothing
     python tools/readme_tables.py --check    change nothing; exit 1 and print a diff of what is out of date
@@ -36,6 +36,11 @@ RECIPE_ROWS = (
 )
 
 
+def pages() -> list[Path]:
+    """README.md and every page below docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def read(name: str, profile: str = "pocket") -> list[dict[str, str]]:
     """The rows of results/<profile>/tables/<name>.csv."""
     with open(ROOT / "results" / profile / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
@@ -50,10 +55,27 @@ def head(*cells) -> list[str]:
     return [row(*cells).replace("|  |", "| |"), "|" + "---|" * len(cells)]
 
 
+def show(rows: list[dict], columns: dict[str, tuple[str, str]]) -> list[str]:
+    """A table of rows with {column: (its head, format of its numbers; "" for text)}; an empty cell is
+    "-".
+    """
+
+    def cell(text: str, form: str) -> str:
+        try:
+            return format(float(text), form) if form else text or "-"
+        except ValueError:
+            return text or "-"
+
+    return [
+        *head(*(name for name, _ in columns.values())),
+        *(row(*(cell(r[key], form) for key, (_, form) in columns.items())) for r in rows),
+    ]
+
+
 def expect(_) -> list[str]:
     """The released model along gamma, with bicubic above."""
     rows = {f"{float(r['gamma']):.1f}": r for r in read("gamma_released")}
-    rows = {g: rows[g] for g in ("0.0", "0.2", "0.4", "0.5", "0.6", "0.8", "1.0")}
+    rows = {g: rows[g] for g in ("0.0", "0.2", "0.5", "0.8", "1.0")}
     bicubic = next(r for r in read("stage2_heldout") if r["image"] == "bicubic")
     return [
         *head("gamma", "PSNR", "SSIM", "niqe-pocket"),
@@ -118,6 +140,158 @@ def gpu_endpoints(_) -> list[str]:
             row(f"{r['side']}x{r['side']}", f"{float(r['seconds']):.2f}", f"{float(r['peak_gb']):.1f} GB")
         )
     return out
+
+
+def gpu_hours(_) -> list[str]:
+    """The two stages without checkpointing, as a sentence."""
+    from ifcsr_lib.config import resolve
+
+    steps, parts = resolve("paper").steps_fidelity, []
+    for r in read("gpu_proof", "paper"):
+        if r["what"].startswith("stage") and (r["compile"], r["gradient_checkpointing"]) == ("no", "False"):
+            seconds = float(r["seconds"])
+            parts.append(f"stage {r['what'][5]} {seconds:.2f} s per step, {steps * seconds / 3600:.1f} h")
+    return [
+        f"Measured on one H100 with random weights of the true shapes, for {steps:,} steps per stage:",
+        f"{'; '.join(parts)} (`python benchmarks/gpu_proof.py`).",
+    ]
+
+
+def trained(_) -> list[str]:
+    """The adapters that `make reproduce` trains, along gamma, with bicubic above."""
+    columns = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "niqe-pocket": ("niqe-pocket", ".2f")}
+    bicubic = [r | {"gamma": "bicubic"} for r in read("stage2_heldout") if r["image"] == "bicubic"]
+    return show(bicubic + read("gamma_heldout")[::2], {"gamma": ("gamma", ".1f"), **columns})
+
+
+def ablation(_) -> list[str]:
+    """Mean and range over the seeds of each recipe's width."""
+    found = read("ablation_seeds")
+    measures = {name: name.replace("|", r"\|") for name in found[0] if name not in ("recipe", "seed")}
+    seeds = len({r["seed"] for r in found})
+    out = head(
+        "recipe", *(f"{label}: mean of {seeds} seeds (lowest to highest)" for label in measures.values())
+    )
+    for recipe in dict.fromkeys(r["recipe"] for r in found):
+        cells = []
+        for name in measures:
+            x = [float(r[name]) for r in found if r["recipe"] == recipe]
+            cells.append(f"{sum(x) / len(x):.2f} ({min(x):.2f} to {max(x):.2f})")
+        out.append(row(recipe, *cells))
+    return out
+
+
+def control_cost(_) -> list[str]:
+    """What each control strategy costs, as notebook 07 measured it."""
+    return show(
+        read("control_cost"),
+        {
+            "strategy": ("strategy", ""),
+            "set-up": ("set-up", ""),
+            "adjustment": ("each adjustment", ""),
+            "set-up (s)": ("set-up, s", ".3f"),
+            "adjustment (s)": ("adjustment, s", ".4f"),
+            "E1 pays from N": ("image blend is cheaper from N adjustments", ".0f"),
+            "optimiser steps": ("optimiser steps behind it", ".0f"),
+        },
+    )
+
+
+def control_range(_) -> list[str]:
+    """The two ends of each strategy's range, and how even its path is."""
+    points = {}
+    for r in read("control_spectrum"):
+        points.setdefault(r["strategy"], []).append(r)
+    smooth = {r["strategy"]: r for r in read("control_smoothness")}
+    rows = []
+    for name, values in points.items():
+        low, high = values[0], values[-1]
+        rows.append(
+            {"strategy": name, "largest / mean": "", "detour": ""}
+            | {f"low {k}": low[k] for k in ("psnr", "niqe-pocket")}
+            | {f"high {k}": high[k] if len(values) > 1 else "" for k in ("psnr", "niqe-pocket")}
+            | smooth.get(name, {})
+        )
+    columns = {
+        "strategy": ("strategy", ""),
+        "low psnr": ("PSNR at 0", ".2f"),
+        "high psnr": ("PSNR at 1", ".2f"),
+        "low niqe-pocket": ("niqe-pocket at 0", ".2f"),
+        "high niqe-pocket": ("niqe-pocket at 1", ".2f"),
+        "largest / mean": ("largest step / mean step", ".2f"),
+        "detour": ("path / straight line", ".2f"),
+    }
+    return show(rows, columns)
+
+
+def denoising(_) -> list[str]:
+    columns = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "niqe-pocket": ("niqe-pocket", ".2f")}
+    return show(read("denoising"), {"image": ("image", ""), **columns})
+
+
+def ghosting(_) -> list[str]:
+    """Double edges on real pairs: the blend, the aligned blend, the held gamma."""
+    columns = {
+        "image": ("photograph", ""),
+        "largest (px)": ("largest misalignment, pixels", ".2f"),
+        "E1, double edges": ("double edges: E1", ".3f"),
+        "aligned, double edges": ("aligned", ".3f"),
+        "held, double edges": ("gamma held", ".3f"),
+    }
+    return show(read("beyond_ghosting_heldout"), columns)
+
+
+def sizes(_) -> list[str]:
+    columns = {
+        "LQ": ("low-quality image", ""),
+        "endpoints (s)": ("both endpoints, s", ".1f"),
+        "peak (MB)": ("peak of tensors, MB", ".0f"),
+        "blend (ms)": ("one blend, ms", ".2f"),
+    }
+    return show(read("bench_size"), columns)
+
+
+def endpoints_speed(_) -> list[str]:
+    columns = {
+        "LQ": ("low-quality image", ""),
+        "endpoints (s)": ("one after the other, s", ".2f"),
+        "batched (s)": ("in one batch, s", ".2f"),
+        "two passes (s)": ("two separate passes, s", ".2f"),
+        "endpoints / two passes": ("ratio, one after the other", ".2f"),
+        "batched / two passes": ("ratio, in one batch", ".2f"),
+    }
+    return show(read("bench_endpoints"), columns)
+
+
+def blend_speed(_) -> list[str]:
+    columns = {
+        "image": ("image", ""),
+        "limit (ms)": ("an addition in memory, ms", ".2f"),
+        "blend (ms)": ("`ends.blend(gamma)`, ms", ".2f"),
+        "into out (ms)": ("`ends.blend(gamma, out)`, ms", ".2f"),
+    }
+    return show(read("bench_blend"), columns)
+
+
+def degradation_speed(_) -> list[str]:
+    columns = {
+        "preset": ("preset", ""),
+        "workers": ("workers", ".0f"),
+        "program": ("program", ""),
+        "images / s": ("images per second", ".1f"),
+        "kit is faster by": ("the kit is faster by", ".1f"),
+    }
+    return show(read("bench_degradation"), columns)
+
+
+def training_step(_) -> list[str]:
+    columns = {"part": ("part", ""), "ms": ("ms", ".0f"), "share": ("share of the step", ".0%")}
+    return show(read("bench_training_step"), columns)
+
+
+def startup(_) -> list[str]:
+    columns = {"command": ("command", ""), "seconds": ("seconds", ".2f"), "torch": ("imports torch", "")}
+    return show(read("bench_startup"), columns)
 
 
 def counted() -> dict[tuple[str, int], dict]:
@@ -202,7 +376,12 @@ def decisions(old: str) -> list[str]:
 
 TABLES = {
     f.__name__.replace("_", "-"): f
-    for f in (expect, realsr, recipes, dry_runs, gpu_steps, gpu_endpoints, lines, decisions)
+    for f in (
+        *(expect, realsr, trained, ablation, denoising, ghosting, lines, decisions),
+        *(recipes, dry_runs, gpu_steps, gpu_endpoints, gpu_hours),
+        *(control_cost, control_range),
+        *(sizes, endpoints_speed, blend_speed, degradation_speed, training_step, startup),
+    )
 }
 
 
@@ -241,14 +420,14 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", type=Path, help="default: README.md and docs/*.md")
+    parser.add_argument("files", nargs="*", type=Path, help="default: README.md and docs/**/*.md")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 and show a diff")
     parser.add_argument("--count", action="store_true", help="count the recipes again first (minutes)")
     args = parser.parse_args(argv)
     if args.count:
         count()
     bad = 0
-    for path in args.files or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in args.files or pages():
         old = path.read_text(encoding="utf-8")
         try:
             new = filled(old)

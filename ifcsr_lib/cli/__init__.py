@@ -25,7 +25,7 @@ from ..errors import MEMORY_ADVICE, explain
 from . import benchmark, data, describe, evaluate, explore, protocol, reproduce, train, upscale
 from .options import less_memory
 
-PATIENCE = 3.0  # seconds
+PATIENCE = 10.0  # seconds
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
 

@@ -32,9 +32,8 @@ PHOTOS = 95_000  # the paper's training set: FFHQ's first 10,000 and LSDIR's 85,
 # bytes for CUDA's context, cuDNN's workspaces and fragments, which no count of tensors sees; assumed
 RESERVE = 1.5e9
 # Reached, not peak, operations per second. H100 and A100: PiSA-SR's published 0.057 s and 0.09 s per image
-# for
-# encoder, UNet and decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak (49 of
-# 312), assumed to carry over.
+# for encoder, UNet and decoder, 4.43e12 operations at 512x512. The other two: the A100's share of its peak
+# (49 of 312), assumed to carry over.
 CARDS = {"H100": 78e12, "A100": 49e12, "RTX 4090": 26e12, "RTX 4070": 9e12}
 ASSUMED = ("RTX 4090", "RTX 4070")
 BY_MEMORY = {"24 GB": "RTX 4090", "12 GB": "RTX 4070"}  # which card a size stands for in `dry_run`

@@ -522,8 +522,7 @@ def cosine_edges(model: IFCSR, samples, count: int = 48) -> tuple[float, float]:
     samples.
     """
     # DECISION D44: pocket latents of x_L and x_H have cosines of 0.9 to 1, so RCOD's 0.7 and 0.5 would leave
-    # one
-    # group
+    # one group
     if has_posterior(model.vae):
         return COSINES
     from ..data import low_quality

@@ -32,7 +32,7 @@ def differences(here: dict, there: dict) -> list[str]:
     pairs = [(k, here.get(k), there.get(k)) for k in here if k != "settings"]
     a, b = here.get("settings", {}), there.get("settings", {})
     pairs += [(k, a[k], b.get(k)) for k in a if k in depends("result")]
-    return [f"{k} is {x!r}, was {y!r}" for k, x, y in pairs if x != y]
+    return list(dict.fromkeys(f"{k} is {x!r}, was {y!r}" for k, x, y in pairs if x != y))
 
 
 class Checkpoint:

@@ -43,9 +43,8 @@ class Run:
         on_step: Callable[[dict], None] | None = None,
         workers: int | None = None,
     ):
-        # Accumulation, the loss's share of it and clipping are accelerate's. Mixed precision is not:
-        # `precision`
-        # leaves one Python process free to train in both. Nor are checkpoints: ours refuse another run's.
+        # Accumulation, the loss's share of it and clipping are accelerate's. Mixed precision is not: a Python
+        # process may train in both, see `precision`. Nor are checkpoints: ours refuse another run's.
         self.accelerator = Accelerator(
             mixed_precision="no",
             cpu=not torch.cuda.is_available(),

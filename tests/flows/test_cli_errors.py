@@ -103,8 +103,7 @@ def test_memory_runs_out_in_a_real_model(argv, tmp_path, tiny_backbone, monkeypa
 
     photo(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(IFCSR, "restore_both", full)
-    monkeypatch.setattr(IFCSR, "_tiled", full)
+    monkeypatch.setattr(IFCSR, "both", full)
     code = main([*argv, "--model", str(tiny_backbone), "--tile", "512"])
     said = capsys.readouterr().err
     assert code == (1 if argv[0] == "upscale" else 2)
@@ -112,10 +111,12 @@ def test_memory_runs_out_in_a_real_model(argv, tmp_path, tiny_backbone, monkeypa
 
 
 def test_explore_makes_tiles_as_upscale_does(tmp_path, tiny_backbone, monkeypatch, capsys):
-    from ifcsr_lib.models import IFCSR
+    from ifcsr_lib import models
 
-    seen, own = [], IFCSR._tiled
-    monkeypatch.setattr(IFCSR, "_tiled", lambda self, x: seen.append(self.cfg.tile) or own(self, x))
+    seen, own = [], models.tiled
+    monkeypatch.setattr(
+        models, "tiled", lambda f, x, tile, *a, **k: seen.append(tile) or own(f, x, tile, *a, **k)
+    )
     photo(tmp_path / "a.png")
     argv = ["explore", str(tmp_path / "a.png"), "--model", str(tiny_backbone), "--no-open"]
     assert main([*argv, "--out", str(tmp_path / "x.html"), "--tile", "128"]) == 0 and seen == [128]

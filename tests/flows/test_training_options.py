@@ -22,6 +22,7 @@ from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
 from ifcsr_lib.loss import feature_distance
+from ifcsr_lib.runs import checkpoint, run
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(
 
     def write_bytes(path, content):
         written.append(path)
-        if len(written) >= 2:  # and it stays full
+        if len(written) >= 3:  # run.json, the first last.pt; and it stays full
             real(path, bytes(content)[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, content)
@@ -220,9 +221,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole_and_nothing_is_lost(
     cut = tmp_path / "cut"
     with monkeypatch.context() as full:
         full.setattr(Path, "write_bytes", write_bytes)
-        with pytest.raises(OSError, match=r"no disk space: .*last\.pt was not written.*IFCSR_RESULTS"):
+        with pytest.raises(OSError, match=r"no disk space: .*last\.pt was not written"):
             train(cfg, crops, distance, cut, steps=3)
-    assert [p.name for p in cut.iterdir()] == ["last.pt"]
+    assert {p.name for p in cut.iterdir()} == {"run.json", "last.pt"}
     assert torch.load(cut / "last.pt", weights_only=True)["step"] == 1
     whole, losses = train(cfg, crops, distance, tmp_path / "whole", steps=3)
     resumed, losses2 = train(cfg, crops, distance, cut, steps=3)
@@ -260,7 +261,7 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
     other = resolve("pocket", overrides={"backbone": tiny_cfg.backbone, "patch": 64, "batch": 2})
     with pytest.raises(
         ValueError,
-        match=r"of another run: profile 'smoke' there and 'pocket' here.*steps_fidelity 4 there and 240",
+        match=r"of another run: profile is 'pocket', was 'smoke'.*steps_fidelity is 240, was 4",
     ):
         train(other, crops, distance, tmp_path, steps=1)
 
@@ -270,7 +271,8 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
     cfg = tiny_cfg.replace(checkpoint_every=1)
     with pytest.raises(KeyboardInterrupt):
         train(cfg, crops, distance, tmp_path / "b", on_step=stop)
-    monkeypatch.setattr(trainer, "_images", lambda cfg, accelerator: 4)  # as two processes would
+    # as two processes would see it
+    monkeypatch.setattr(run, "Checkpoint", lambda *args: checkpoint.Checkpoint(*args[:-1], 4))
     with pytest.raises(ValueError, match="images per step is 4, was 2.*number of processes"):
         train(cfg, crops, distance, tmp_path / "b")
 
@@ -294,6 +296,7 @@ def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_pa
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
+        assert "stage1: new run, because" in run.stdout.readline()
         assert "stage1 step 1/3000" in run.stdout.readline()
         run.send_signal(signal.SIGTERM)
         _, text = run.communicate(timeout=120)
@@ -430,9 +433,9 @@ def test_recipes_are_the_papers_batch_and_cards_are_named():
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_download):
-    """README's table is made from results/paper/tables/training_cost.csv; peak and operations there within
-    0.1 %.
+def test_a_recipe_fits_its_card_and_docs_have_its_numbers(recipe, stage, no_download):
+    """The table of docs/training.md is made from results/paper/tables/training_cost.csv; peak and operations
+    there within 0.1 %.
     """
     one = dry_run.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
     assert one["peak"] + dry_run.RESERVE < float(recipe.split()[0]) * 1e9
@@ -443,8 +446,8 @@ def test_a_recipe_fits_its_card_and_readme_has_its_numbers(recipe, stage, no_dow
 
 
 @pytest.mark.parametrize("cards, recipe", [("1x H100", "80 GB"), ("1x 24 GB", "24 GB"), ("8x A100", "80 GB")])
-def test_readme_shows_what_the_dry_run_prints(cards, recipe, no_download, capsys, monkeypatch):
-    """README's transcripts are made by tools/readme_tables.py; here the command prints the same."""
+def test_docs_show_what_the_dry_run_prints(cards, recipe, no_download, capsys, monkeypatch):
+    """docs/training.md's transcripts are made by tools/readme_tables.py; the command prints the same."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     transcript = importlib.import_module("readme_tables").transcript(cards, recipe)
     capsys.readouterr()

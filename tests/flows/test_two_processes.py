@@ -100,6 +100,7 @@ def test_sigterm_stops_both_processes_after_the_same_step(tiny_backbone, tmp_pat
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
+        assert "stage1: new run, because" in run.stdout.readline()
         assert "stage1 step 1/3000" in run.stdout.readline()
         run.send_signal(signal.SIGTERM)  # the launcher passes it on to both
         _, text = run.communicate(timeout=120)

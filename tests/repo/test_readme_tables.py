@@ -1,6 +1,9 @@
-"""README's tables are those of results and code; the tool that writes them; how large the method may be."""
+"""The tables of README and docs are those of results and code; the tool that writes them; how large the
+method and the README may be.
+"""
 
 import importlib
+import re
 
 import pytest
 
@@ -19,12 +22,62 @@ def test_every_table_is_up_to_date(tool, capsys):
 
 def test_the_decisions_are_those_of_the_code(tool):
     """A row that the tool had to add says TODO until a person has written it; no tag has two rows."""
-    text = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-    )
+    text = "".join(path.read_text(encoding="utf-8") for path in tool.pages())
     for tag in tool.tags():
         assert text.count(f"\n| {tag} |") == 1, f"{tag}: run python tools/readme_tables.py"
     assert "| TODO |" not in text, "a decision without its reason"
+
+
+def test_all_pages_are_looked_at(tool, tmp_path, monkeypatch, capsys):
+    """README.md, and docs/ with its subfolders; one page out of date is enough to fail."""
+    monkeypatch.setattr(tool, "pages", lambda pages=tool.pages: [*pages(), tmp_path / "late.md"])
+    assert tool.pages()[0] == ROOT / "README.md" and ROOT / "docs" / "decisions.md" in tool.pages()
+    (tmp_path / "late.md").write_text("<!-- table: lines -->\nold\n<!-- end -->\n")
+    assert tool.main(["--check"]) == 1 and "late.md" in capsys.readouterr().out
+
+
+def test_every_table_is_on_one_page(tool):
+    """A table that no page shows is code for nobody; one on two pages is read twice."""
+    text = "".join(path.read_text(encoding="utf-8") for path in tool.pages())
+    assert {name: text.count(f"<!-- table: {name} -->") for name in tool.TABLES} == dict.fromkeys(
+        tool.TABLES, 1
+    )
+
+
+def test_equations_are_where_readme_says():
+    """Each row E1 to E7 names functions of the library, and the file that each is in."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (E\d) \|.*$", text, re.MULTILINE)
+    assert rows == [f"E{i}" for i in range(1, 8)]
+    for line in re.findall(r"^\| E\d \|.*$", text, re.MULTILINE):
+        names = re.findall(r"\[`([\w.]+)`\]\(([\w/.]+)\)", line)
+        assert names, line
+        for name, path in names:
+            module, *parts = name.split(".")
+            thing = importlib.import_module(f"ifcsr_lib.{module}")
+            for part in parts:
+                thing = getattr(thing, part)
+            assert thing.__module__ == path.removesuffix(".py").replace("/", "."), name
+
+
+def test_readme_stays_one_page():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").count("\n")
+    assert lines <= 150, f"README.md has {lines} lines; allowed: 150. Details go to docs/"
+
+
+def test_cells_of_a_table(tool):
+    rows = [{"a": "1.26", "b": "x"}, {"a": "", "b": "2"}]
+    assert tool.show(rows, {"a": ("A", ".1f"), "b": ("B", "")})[2:] == ["| 1.3 | x |", "| - | 2 |"]
+
+
+def test_widths_are_means_over_the_seeds(tool, monkeypatch):
+    rows = [
+        {"recipe": r, "seed": s, "|x|": v} for r, s, v in [("a", "0", "1"), ("a", "1", "3"), ("b", "0", "5")]
+    ]
+    monkeypatch.setattr(tool, "read", lambda name: rows)
+    out = tool.ablation(None)
+    assert out[2:] == ["| a | 2.00 (1.00 to 3.00) |", "| b | 5.00 (5.00 to 5.00) |"]
+    assert r"\|x\|: mean of 2 seeds" in out[0]
 
 
 def test_a_table_is_written_once_and_checked(tool, tmp_path, capsys):

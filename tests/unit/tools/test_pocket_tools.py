@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifcsr_lib import config, trainer
+from ifcsr_lib import config, models, trainer
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "pocket"))
 import real_esrgan
@@ -145,3 +145,31 @@ def test_backbone_learns_and_keeps_its_encoder(tiles, tmp_path):
     assert last < 0.8 * first
     train_backbone.save(tmp_path / "saved", objective.unet, objective.prompt, objective.vae)
     assert {p.name for p in (tmp_path / "saved").iterdir()} == {"unet", "vae", "empty_prompt.safetensors"}
+    # and the kit loads what was saved: a backbone with AutoencoderDC makes endpoints, saves and loads
+    made = config.resolve("smoke", 0, {"backbone": str(tmp_path / "saved")})
+    model = models.new(made)
+    lq = torch.rand(1, 3, 16, 24)
+    ends = model.endpoints(lq)
+    assert ends.x_fid.shape == (1, 3, 64, 96) and model.vae_factor == 4
+    assert torch.equal(ends.x_fid, ends.x_real), "untrained adapters are the backbone itself"
+    again = models.load(model.save(tmp_path / "model"))
+    assert torch.equal(again.endpoints(lq).x_fid, ends.x_fid)
+    assert (ends.x_fid - ends.x_L).abs().mean() < 0.2
+
+
+def test_latents_alone_measure_what_pixels_measure(tiles):
+    """While the decoder gives pixels back, the L1 of latents is the L1 of pictures, and features are left
+    out.
+    """
+    folder, *_ = tiles
+    cfg = config.resolve("smoke", 0, {"patch": 64, "batch": 3})
+    batch = torch.utils.data.default_collate([train_backbone.Tiles(folder, 64, 0, 4)[i] for i in range(3)])
+    prompt, vae = nn.Parameter(torch.zeros(1, 4, 64)), train_backbone.new_autoencoder()
+    unet = train_backbone.new_unet((16, 16, 32))
+    both = [
+        train_backbone.Backbone(unet, prompt, vae, cfg, noisy=1, latents_only=alone)
+        for alone in (False, True)
+    ]
+    pixels, latents = (objective.loss(batch).logs["pixels"] for objective in both)
+    assert latents == pytest.approx(pixels, rel=0.02)
+    assert not any(n.startswith("decoder") for n in both[1].trainable())
