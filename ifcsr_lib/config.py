@@ -15,6 +15,8 @@ from pathlib import Path
 _SHIPPED = Path(__file__).resolve().parent / "shipped"
 INSTALLED = _SHIPPED.is_dir()
 ROOT = _SHIPPED if INSTALLED else _SHIPPED.parent.parent
+POCKET = ROOT / "data" / "pocket"  # the shipped model
+ADAPTERS = ("fidelity", "realism")
 
 
 def user_path(text: str | Path) -> Path:

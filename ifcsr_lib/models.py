@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .config import Config, resolve
+from .config import ADAPTERS, Config, resolve
 from .control import Endpoints
 from .files.images import check_images, upsample
 from .files.results import recorded
@@ -19,7 +19,6 @@ from .nets.backbone import load_backbone
 from .nets.latents import latent_of, pixels_per_latent
 from .nets.tiling import tiled
 
-ADAPTERS = ("fidelity", "realism")
 SHIPPED = store.SHIPPED
 
 

@@ -141,7 +141,7 @@ class IFCSRPipeline(DiffusionPipeline):
         image: a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) of uint8, uint16 or float in [0, 1], a
             float32 tensor (3, h, w) or (N, 3, h, w) in [0, 1], or a list of images of one size. Alpha is
             dropped, and where it is 0 the colours of the nearest visible pixels are taken. Grey becomes RGB,
-            and its endpoints are grey: `Endpoints.grey_as_input`.
+            and its endpoints are grey.
         """
         self.ifcsr.to(self.unet.device)  # `pipe.to` moves the components, and the prompt is no component
         if self.unet.dtype != torch.float32 or self.vae.dtype != torch.float32:
@@ -149,7 +149,7 @@ class IFCSRPipeline(DiffusionPipeline):
                 f"unet is {self.unet.dtype}, vae {self.vae.dtype}; load the pipeline in float32 and call it "
                 "under torch.autocast for half precision"
             )
-        return self.ifcsr.endpoints(_batch(image)[0], colour_fix).grey_as_input()
+        return self.ifcsr.endpoints(_batch(image)[0], colour_fix)
 
     def __call__(
         self, image, gamma: float | Tensor = 0.5, colour_fix: str | None = None, output_type: str = "pil"

@@ -12,6 +12,12 @@ def rand(*shape: int, seed=0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def train_command(*launcher: str, backbone, settings=()) -> list[str]:
+    """Stage 1 of profile smoke on this backbone as a command, started by `launcher`."""
+    command = ["-m", "ifcsr_lib", "train", "--profile", "smoke", "--stage", "1", "-o"]
+    return [*launcher, *command, f"backbone={backbone}", *settings]
+
+
 def noise_crops() -> Crops:
     """64-pixel crops of three 80x90 photographs of noise, seed 0."""
     import numpy as np

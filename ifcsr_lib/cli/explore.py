@@ -70,7 +70,6 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         raise ValueError('"sample" is degraded with torch; pass an image file, or leave --backend away')
     if not sample and backend(args) == "onnx":
         return _plain(args, name)
-    args.backend = "torch"
     from ..explorer import Explorer
     from ..files.images import check_images, on_white, read_image
 
@@ -86,7 +85,7 @@ def _explorer(args: argparse.Namespace, name: str, sample: bool):
         shot = read_image(args.photo)
         lq = on_white(shot.rgb, shot.alpha)  # the page knows no alpha
         check_images(lq, str(args.photo))
-    model = load_model(args)
+    model = load_model(args.model, "torch")
     set_tile(model, args.tile)
     return Explorer(model.endpoints(lq), lq, hr, names=[name], model=model, gamma=args.gamma)
 
@@ -104,12 +103,14 @@ def _of_pair(args: argparse.Namespace, name: str):
 
 def _plain(args: argparse.Namespace, name: str):
     """The page of a photo without torch."""
+    from ..files import portable
     from ..files.pixels import check_images, on_white, read_image
     from ..lite.page import Page
 
     shot = read_image(args.photo)
     lq = on_white(shot.rgb, shot.alpha)
     check_images(lq, str(args.photo))
-    model = load_model(args)
+    model = load_model(args.model, "onnx")
     set_tile(model, args.tile)
-    return Page(model.endpoints(lq), model.described, 0.5 if args.gamma is None else args.gamma, [name], lq)
+    made = portable.describe(model)
+    return Page(model.endpoints(lq), made, 0.5 if args.gamma is None else args.gamma, [name], lq)

@@ -106,7 +106,7 @@ def backend(args: argparse.Namespace) -> str:
     """ "onnx" or "torch", of --backend and --model. ValueError, with the reason, where neither can."""
     if args.backend == "torch":
         return "torch"
-    from ..lite import missing, stale
+    from ..lite import SHIPPED, missing
 
     if not (reason := missing(args.model)):
         return "onnx"
@@ -114,20 +114,20 @@ def backend(args: argparse.Namespace) -> str:
         raise ValueError(f"--backend onnx: {reason}")
     if importlib.util.find_spec("torch") is None:
         raise ValueError(f"torch is not installed, and {reason}")
-    if importlib.util.find_spec("onnxruntime") and stale(args.model):
+    if importlib.util.find_spec("onnxruntime") and args.model in SHIPPED:  # its export is missing or stale
         print(f"note: {reason}; torch is used", file=sys.stderr)
     return "torch"
 
 
-def load_model(args: argparse.Namespace):
-    """The model of --model on the backend of --backend: an IFCSR, or a lite.LiteModel, which takes arrays."""
-    if backend(args) == "onnx":
-        from ..lite import load
+def load_model(name: str, backend: str):
+    """The model of --model on what `backend` chose: an IFCSR, or a lite.LiteModel, which takes arrays."""
+    if backend == "onnx":
+        from ..lite import SHIPPED, LiteModel
 
-        return load(args.model)
+        return LiteModel(SHIPPED[name])
     from ..models import load
 
-    return load(args.model)
+    return load(name)
 
 
 def less_memory(tile: int | None) -> str:

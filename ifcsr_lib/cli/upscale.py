@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
         raise PermissionError(f"{folder} is not writable; choose another OUT")
     from ..files import portable
 
-    model = load_model(args)
+    model = load_model(args.model, settings["backend"])
     set_tile(model, args.tile)
     if many:
         settings["weights"] = portable.describe(model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import ROOT, Config
+from ..config import POCKET, Config
 from ..files.checks import check_pointer
 from ..files.images import labels, list_images, partners, read_image, upsample, write_image
 from ..files.results import sha256, write_sidecar
@@ -21,7 +21,6 @@ from .streams import LazyCrops, training_files
 
 # sample indices of held-out images start here, so that no training crop shares their random numbers
 HELDOUT_INDEX = 10**9
-POCKET = ROOT / "data" / "pocket"
 MANIFEST = POCKET / "photos.csv"
 
 

@@ -34,12 +34,11 @@ from ..config import ROOT, hint, path_setting
 from ..errors import one_line, out_of_memory
 from ..files.checks import check_pointer
 from ..files.images import check_images, labels, list_images, partners, read_image, write_image
+from ..files.pixels import EPS, LUMA
 from ..files.results import atomic
 from .lite import LiteDistance
 
 GAMMAS = tuple(i / 10 for i in range(11))
-LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B)
-EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..config import ADAPTERS
+
 # the first line of a pointer file: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 FORMATS = ("ifcsr 1", "ifcsr 2")
@@ -37,7 +39,7 @@ def pointer_text(path: str | Path) -> str:
     )
 
 
-def check_card(card, path: str | Path, adapters: tuple[str, ...] = ("fidelity", "realism")) -> None:
+def check_card(card, path: str | Path, adapters: tuple[str, ...] = ADAPTERS) -> None:
     """Raise ValueError, in one line that names `path`, unless card is what a saved model's ifcsr.json holds.
 
     card: what JSON gave. Needed: "model" (or "config" of format 1), an object with the text "profile";

@@ -67,6 +67,14 @@ def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
     """Raise TypeError or ValueError unless x is float32 (N, 3, H, W), finite, in [0, 1] (+-1e-6), sides >=
     min_side.
     """
+    _check_type(x, name)
+    pixels.check_shape(tuple(x.shape), name, min_side)
+    low, high = (v.item() for v in x.detach().aminmax())
+    bad = 0 if np.isfinite(low) and np.isfinite(high) else int((~x.isfinite()).sum())
+    pixels.check_range(low, high, bad, x.numel(), name)
+
+
+def _check_type(x: torch.Tensor, name: str) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(
             f"{name} came as {type(x).__name__}; pass a float32 tensor (N, 3, H, W), see images.to_tensor"
@@ -75,10 +83,6 @@ def check_images(x: torch.Tensor, name: str = "lq", min_side: int = 16) -> None:
         raise TypeError(
             f"{name} came as {x.dtype}; pass float32 in [0, 1] (images.to_tensor scales 8 and 16 bit)"
         )
-    pixels.check_shape(tuple(x.shape), name, min_side)
-    low, high = (v.item() for v in x.detach().aminmax())
-    bad = 0 if np.isfinite(low) and np.isfinite(high) else int((~x.isfinite()).sum())
-    pixels.check_range(low, high, bad, x.numel(), name)
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
@@ -195,7 +199,7 @@ def write_image(
 def encode_image(photo: Photo, path: Path, gps: bool = False) -> bytes:
     """The bytes that `write_image` writes to path; its ValueErrors."""
     pixels.format_of(path)
-    check_images(photo.rgb, path.name, 1)
+    _check_type(photo.rgb, path.name)  # pixels looks at shape and values
     alpha = None if photo.alpha is None else _array(photo.alpha)
     return pixels.encode_image(dataclasses.replace(photo, rgb=_array(photo.rgb), alpha=alpha), path, gps)
 

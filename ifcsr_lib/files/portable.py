@@ -28,7 +28,7 @@ SUFFIX = ".ifcsr.zip"
 
 def describe(model) -> dict[str, str]:
     """{"model": backbone and profile, "hash": over the backbone's hash and both adapters' weights} of an
-    IFCSR.
+    IFCSR or a lite.LiteModel.
 
     A text is taken as the name of the model, with hash "unknown"; a dict with both keys as it is.
     """
@@ -36,8 +36,6 @@ def describe(model) -> dict[str, str]:
         return {"model": model or "unknown", "hash": "unknown"}
     if isinstance(model, dict) and {"model", "hash"} <= set(model):
         return {"model": str(model["model"]), "hash": str(model["hash"])}
-    if hasattr(model, "described"):  # of lite
-        return model.described
     if not hasattr(model, "adapter"):
         raise TypeError(
             f"model came as {type(model).__name__}; pass the IFCSR that made the endpoints, or a text"
@@ -45,7 +43,8 @@ def describe(model) -> dict[str, str]:
     digest = hashlib.sha256(model.source["hash"].encode())
     for name in model.adapters:
         for key, p in sorted(model.adapter(name).items()):
-            digest.update(key.encode() + p.detach().float().cpu().numpy().tobytes())
+            array = p if isinstance(p, np.ndarray) else p.detach().float().cpu().numpy()
+            digest.update(key.encode() + array.tobytes())
     backbone = (
         Path(str(model.source["id"])).name
         if Path(str(model.source["id"])).is_absolute()

@@ -3,6 +3,6 @@
 Nothing in here imports torch. `load` gives a model whose `endpoints` answers as models.IFCSR.endpoints does.
 """
 
-from .model import LiteModel, Pair, load, missing, stale
+from .model import SHIPPED, LiteModel, Pair, load, missing, stale
 
-__all__ = ["LiteModel", "Pair", "load", "missing", "stale"]
+__all__ = ["SHIPPED", "LiteModel", "Pair", "load", "missing", "stale"]

@@ -6,16 +6,14 @@ the files that they belong to. The weights are those of the shipped model itself
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..config import ROOT, Config, resolve_model
+from ..config import ADAPTERS, POCKET, Config, resolve_model
 from ..errors import one_line, out_of_memory
 from ..files import pixels
 from ..files.checks import check_card
@@ -23,11 +21,9 @@ from ..files.results import read_json, sha256
 from . import weights
 from .tiling import tiled
 
-POCKET = ROOT / "data" / "pocket"
 SHIPPED = {"pocket": POCKET}
 FORMAT = "ifcsr onnx 1"
 GRAPHS = ("encoder", "unet", "decoder")
-ADAPTERS = ("fidelity", "realism")
 WEIGHTS = (
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
@@ -104,8 +100,8 @@ def load(name: str = "pocket", threads: int | None = None) -> LiteModel:
 class LiteModel:
     """f_theta and f_phi of a folder such as data/pocket with its export; for `endpoints` alone.
 
-    cfg: the saved model's Config. files: the module that reads and writes what it takes. Raises ValueError
-    for damaged files.
+    cfg: the saved model's Config. source: its backbone. files: the module that reads and writes what it
+    takes. Raises ValueError for damaged files.
     """
 
     files = pixels
@@ -115,6 +111,7 @@ class LiteModel:
         self.card = read_json(path)
         check_card(self.card, path)
         self.cfg: Config = resolve_model(self.card["model"])
+        self.source, self.adapters = self.card["backbone"], ADAPTERS
         about = read_json(folder / "onnx" / "export.json")
         self.vae_factor, self.multiple = about["vae_factor"], about["multiple"]
         unet, _ = weights.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -136,16 +133,9 @@ class LiteModel:
             graph = _Graph(folder / "onnx" / "unet.onnx", about["initializers"]["unet"], own, threads)
             self._steps.append(graph)
 
-    @cached_property
-    def described(self) -> dict[str, str]:
-        """{"model", "hash"}: what files.portable.describe says of the same model with torch."""
-        source = self.card["backbone"]
-        digest = hashlib.sha256(source["hash"].encode())
-        for name in ADAPTERS:
-            for key, x in sorted(self._lora[name].items()):
-                digest.update(key.encode() + x.tobytes())
-        text = f"{source['id']}, profile {self.cfg.profile}, config {self.cfg.hash}"
-        return {"model": text, "hash": digest.hexdigest()[:16]}
+    def adapter(self, name: str) -> dict[str, np.ndarray]:
+        """The LoRA weights of "fidelity" or "realism", {key in the saved file: float32 array}."""
+        return self._lora[name]
 
     def both(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x_fid, x_real of padded images (N, 3, H, W), sides multiples of `multiple`; not clamped."""

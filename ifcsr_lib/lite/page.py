@@ -12,9 +12,6 @@ from ..files import pixels
 from ..files.results import atomic
 from .model import Pair
 
-EPS = 1e-8  # of evaluate.metrics
-LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # of evaluate.metrics
-
 
 class Page:
     """One page over the endpoints of one or more images of one size.
@@ -63,7 +60,7 @@ class Page:
     def save_html(self, path: str | Path) -> Path:
         """Write the page, as Explorer.save_html does; whole or not at all."""
         count, presets = len(self.images), list(page.PRESETS)
-        spec = {"images": self.images, "presets": presets, "eps": EPS, "software": page.SOFTWARE}
+        spec = {"images": self.images, "presets": presets, "eps": pixels.EPS, "software": page.SOFTWARE}
         state = {"gammas": (self.gamma,) * count, "same_gamma": count > 1, "index": 0, "view": (0.5, 0.5, 0)}
         with atomic(path) as tmp:
             tmp.write_text(page.html(spec, state, self.pictures), encoding="utf-8")
@@ -95,7 +92,7 @@ def _consistency(x_fid: np.ndarray, x_real: np.ndarray, low: np.ndarray | None) 
     """explorer.numbers.measured's "consistency" of one image."""
     if low is None or min(low.shape[2:]) < 16:
         return None
-    luma = np.array(LUMA)
+    luma = np.array(pixels.LUMA)
     y, *ends = (
         np.einsum("c,chw->hw", luma, x[0].astype(np.float64))
         for x in (low, *(shrunk(x, *low.shape[2:]) for x in (x_fid, x_real)))

@@ -27,6 +27,7 @@ class Adapters:
 
     def __init__(self, unet: nn.Module):
         self.unet, self.chosen = unet, None
+        self._layers: list[LoraLayer] = []  # found once; a pass over all modules costs milliseconds
 
     @property
     def names(self) -> list[str]:
@@ -50,6 +51,7 @@ class Adapters:
             # several adapters are the point
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             self.unet.add_adapter(config, adapter_name=name)
+        self._layers = []
 
     def weights(self, *names: str) -> dict[str, nn.Parameter]:
         """{key in the UNet: parameter} of these adapters. Raises ValueError for a name that is not there."""
@@ -80,8 +82,8 @@ class Adapters:
 
         try:
             if isinstance(adapters, list):
-                layers = [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
-                hooks = [m.register_forward_pre_hook(choose, with_kwargs=True) for m in layers]
+                self._layers = self._layers or [m for m in self.unet.modules() if isinstance(m, LoraLayer)]
+                hooks = [m.register_forward_pre_hook(choose, with_kwargs=True) for m in self._layers]
             else:
                 self._activate(adapters)
             yield

@@ -278,20 +278,8 @@ def test_a_checkpoint_of_another_profile_is_refused_by_name(tiny_cfg, crops, dis
 
 
 def test_sigterm_finishes_the_step_checkpoints_and_goes_on(tiny_backbone, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ifcsr_lib",
-        "train",
-        "--profile",
-        "smoke",
-        "--stage",
-        "1",
-        "-o",
-        f"backbone={tiny_backbone}",
-        "steps_fidelity=3000",
-        "checkpoint_every=3000",
-    ]
+    long = ("steps_fidelity=3000", "checkpoint_every=3000")
+    command = helpers.train_command(sys.executable, backbone=tiny_backbone, settings=long)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import helpers
 import pytest
 import torch
 
@@ -59,18 +60,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_backbone, tmp_path):
 
 
 def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tmp_path):
-    command = [
-        *ACCELERATE,
-        "-m",
-        "ifcsr_lib",
-        "train",
-        "--profile",
-        "smoke",
-        "--stage",
-        "1",
-        "-o",
-        f"backbone={tiny_backbone}",
-    ]
+    command = helpers.train_command(*ACCELERATE, backbone=tiny_backbone)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
@@ -82,20 +72,8 @@ def test_the_train_command_under_accelerate_writes_one_adapter(tiny_backbone, tm
 
 
 def test_sigterm_stops_both_processes_after_the_same_step(tiny_backbone, tmp_path):
-    command = [
-        *ACCELERATE,
-        "-m",
-        "ifcsr_lib",
-        "train",
-        "--profile",
-        "smoke",
-        "--stage",
-        "1",
-        "-o",
-        f"backbone={tiny_backbone}",
-        "steps_fidelity=3000",
-        "checkpoint_every=3000",
-    ]
+    long = ("steps_fidelity=3000", "checkpoint_every=3000")
+    command = helpers.train_command(*ACCELERATE, backbone=tiny_backbone, settings=long)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "IFCSR_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
