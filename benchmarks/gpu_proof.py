@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg = resolve("smoke", overrides={"batch": 1}) if args.tiny else resolve("paper")
     cfg = cfg if args.tiny else cfg.replace(batch=args.batch, patch=args.patch)
     net = features.PocketFeatures() if args.tiny else features.VGG16Features(pretrained=False)
-    lins = [torch.ones(c) for c in features.PocketFeatures.channels] if args.tiny else features.lpips_lins()
+    lins = [torch.ones(c) for c in net.channels] if args.tiny else features.lpips_lins()
     distance, rows = loss.FeatureDistance(net, lins), []
 
     def record(what: str, one: Config, side: int, batch: int, work) -> Path:

@@ -16,7 +16,7 @@ _MODULES = {
     **{name: name for name in ("config", "control", "data", "degradation", "evaluate", "explorer", "loss",
                                "models", "pipeline", "reproduce", "trainer")},
     "ghosting": "control.ghosting", "maps": "control.maps",
-    "backbone": "nets.backbone", "pocket": "nets.pocket", "sd21": "nets.sd21",
+    "backbone": "nets.backbone", "sd21": "nets.sd21",
     "datasets": "data.sets", "remote": "data.remote", "streams": "data.streams",
     "images": "files.images", "portable": "files.portable", "results": "files.results",
     "benchmark": "evaluate.benchmark", "dry_run": "cli.dry_run",

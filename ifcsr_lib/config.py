@@ -101,15 +101,6 @@ class Config:
     # --- ablations (notebook 05)
     steps_ablation: int = 4_000  # DECISION D14: equal reduced budget for every row
     seeds_ablation: int = 1
-    # --- the pocket backbone (notebook 90)
-    steps_features: int = 900
-    steps_autoencoder: int = 2600
-    steps_prior: int = 3000
-    prior_init: str = "new"  # "shipped" goes on from the backbone in data/pocket
-    # weight of the restoring samples' squared error in pixels, beside the one in latents
-    prior_pixels: float = 0.0
-    # DECISION D26: this share of a batch restores at `timestep`, the rest predicts noise
-    prior_restoring: float = 0.75
 
     @property
     def hash(self) -> str:
@@ -162,7 +153,6 @@ PROFILES: dict[str, dict] = {
         **_POCKET,
         **dict(patch=64, batch=2, heldout=192, checkpoint_every=2),
         **dict(steps_fidelity=4, steps_realism=4, steps_ablation=2),
-        **dict(steps_features=2, steps_autoencoder=2, steps_prior=2),
     },
 }
 
@@ -178,7 +168,6 @@ _CHOICES = {
     "features": ("vgg16", "pocket"),
     "preset": ("x4plus", "light", "camera", "mixed", "noise"),
     "heldout_preset": ("x4plus", "light", "camera"),
-    "prior_init": ("new", "shipped"),
     "reading": ("disk", "memory"),
     "precision": ("no", "bf16"),
     "compile": ("no", "inductor", "eager"),
@@ -192,8 +181,6 @@ _FROM_ZERO = (
     "beta1",
     "beta2",
     "border",
-    "prior_pixels",
-    "prior_restoring",
     "bad_images",
     "tile",
     "workers",
@@ -353,10 +340,8 @@ def _checked(cfg: Config) -> Config:
         raise ValueError(f"beta1={cfg.beta1}, beta2={cfg.beta2}; allowed: at least 0 and less than 1")
     if cfg.bad_images >= 1:
         raise ValueError(f"bad_images={cfg.bad_images}; allowed: a share from 0 to below 1")
-    if cfg.prior_restoring > 1 or cfg.border % 4:
-        raise ValueError(
-            f"prior_restoring={cfg.prior_restoring}, border={cfg.border}; allowed: 0 to 1, and multiples of 4"
-        )
+    if cfg.border % 4:
+        raise ValueError(f"border={cfg.border}; allowed: multiples of 4")
     if cfg.tile % 64 or cfg.tile_overlap % 64 or 0 < cfg.tile < 2 * cfg.tile_overlap:
         raise ValueError(
             f"tile={cfg.tile}, tile_overlap={cfg.tile_overlap}; allowed: multiples of 64, tile 0 (never) or "

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config
-from .nets.features import VGG16Features, lpips_lins, pocket_features
+from .nets.features import VGG16Features, lpips_lins, pocket_features, unit
 
 # DECISION D1: l = 0 is the pixel MSE and l = 1..5 the five LPIPS layers, so that k = 1 is "LPIPS + MSE"
 L = 5
@@ -57,11 +57,6 @@ class FeatureDistance(nn.Module):
         return torch.stack(out)
 
 
-def unit(f: Tensor) -> Tensor:
-    """Feature maps (N, C, h, w) divided by their length over channels."""
-    return f / (f.square().sum(1, keepdim=True) + 1e-10).sqrt()
-
-
 def specialised_loss(distances: Tensor, weights: Tensor) -> Tensor:
     """E4: sum_l w_l D_l / sum_l w_l. distances, weights: (L+1,). Returns a scalar."""
     w = weights.to(distances)
@@ -69,7 +64,7 @@ def specialised_loss(distances: Tensor, weights: Tensor) -> Tensor:
 
 
 def feature_distance(cfg: Config) -> FeatureDistance:
-    """The distance of a profile: cfg.features is "vgg16" (LPIPS-VGG) or "pocket" (the shipped network)."""
+    """The distance of a profile: cfg.features is "vgg16" (LPIPS-VGG) or "pocket" (shipped layers)."""
     if cfg.features == "vgg16":
         return FeatureDistance(VGG16Features(), lpips_lins())
     return FeatureDistance(*pocket_features())

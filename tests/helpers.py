@@ -29,9 +29,10 @@ def noise_crops() -> Crops:
 
 
 def distance() -> FeatureDistance:
-    """The pocket features with random weights, every channel weighted 1."""
+    """Narrow pocket features with random weights, every channel weighted 1."""
     torch.manual_seed(3)
-    return FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+    net = PocketFeatures((8, 16, 24, 32))
+    return FeatureDistance(net, [torch.ones(c) for c in net.channels])
 
 
 def randomised(model, *names: str, std=0.05):

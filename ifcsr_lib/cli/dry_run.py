@@ -24,7 +24,6 @@ from ..loss import FeatureDistance
 from ..models import IFCSR
 from ..nets.backbone import shapes, vae_class
 from ..nets.features import PocketFeatures, VGG16Features
-from ..nets.pocket import PROMPT_TOKENS
 from ..runs.memory import precision, speed_and_memory
 from ..trainer import Stage1, Stage2
 
@@ -82,9 +81,8 @@ def shaped(cfg: Config) -> IFCSR:
     """
     unet_config, vae_config, *_ = shapes(cfg)
     unet, vae = UNet2DConditionModel.from_config(unet_config), vae_class(vae_config).from_config(vae_config)
-    prompt = torch.zeros(
-        1, PROMPT_TOKENS if cfg.backbone == "pocket" else 77, unet.config.cross_attention_dim
-    )
+    tokens = 4 if cfg.backbone == "pocket" else 77
+    prompt = torch.zeros(1, tokens, unet.config.cross_attention_dim)
     return IFCSR(cfg, unet, vae, prompt, {"id": cfg.backbone, "revision": None, "hash": "shape"})
 
 

@@ -1,6 +1,4 @@
-"""The feature networks that the loss measures with: VGG16 as LPIPS has it, and the small one of the pocket
-profile.
-"""
+"""The feature networks of the loss: VGG16 as LPIPS has it, and the one of the pocket profile."""
 
 from __future__ import annotations
 
@@ -65,41 +63,52 @@ def lpips_lins() -> list[Tensor]:
 
 
 class PocketFeatures(nn.Module):
-    """A five-stage VGG-shaped network: two 3x3 convolutions and ReLU per stage, 2x2 max pooling between
-    stages, and on each stage a 1x1 head that predicts what its teacher sees there.
+    """VGG16's convolutions conv1_1 to conv4_3 with ReLU, tapped at the end of each block, and how strong the
+    texture is around each place: the root mean square of the maps of blocks 3 and 4 over 16 x 16 pixels.
 
     (N, 3, H, W) in [0, 1] -> five maps of `channels` at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
-    Weights: data/pocket/features.safetensors, distilled in notebooks/90_pocket_backbone.ipynb
-    (pocket.Distil).
+    Weights: data/pocket/features.safetensors, the layers of an edge detector that was tuned from ImageNet's
+    VGG16 (source and licence: data/README.md). They are not torchvision's, so no distance here is LPIPS.
+    widths: channels of the four blocks; tests make narrow ones.
     """
 
-    trunk = (16, 32, 64, 96, 128)
-    channels = (64, 128, 256, 512, 768)
+    widths = (64, 128, 256, 512)
 
-    def __init__(self):
+    def __init__(self, widths: tuple[int, int, int, int] = widths):
         super().__init__()
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
-            for a, b in itertools.pairwise((3, *self.trunk))
-        )
-        self.heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.trunk, self.channels))
+        blocks = []
+        for a, b, count in zip((3, *widths), widths, (2, 2, 3, 3)):
+            sides = itertools.pairwise((a, *(b,) * count))
+            blocks.append(
+                nn.Sequential(*(m for c, d in sides for m in (nn.Conv2d(c, d, 3, padding=1), nn.ReLU())))
+            )
+        self.blocks = nn.ModuleList(blocks)
+        # DECISION D48: the file has no block 5. Texture where its strokes may move takes that place
+        self.channels = (*widths, widths[2] + widths[3])
+        self.register_buffer("mean", torch.tensor([104.007, 116.669, 122.679]).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        f, maps = (x - 0.5) / 0.25, []
-        for i, (stage, head) in enumerate(zip(self.stages, self.heads)):
-            f = stage(F.max_pool2d(f, 2) if i else f)
-            maps.append(head(f))
-        return maps
+        f, maps = 255 * x.flip(1) - self.mean, []  # the file's network wants BGR levels
+        for i, block in enumerate(self.blocks):
+            f = block(F.max_pool2d(f, 2) if i else f)
+            maps.append(f)
+        strength = [F.avg_pool2d(m.square(), s).add(1e-6).sqrt() for m, s in ((maps[2], 4), (maps[3], 2))]
+        return [*maps, torch.cat([unit(m) for m in strength], 1)]
 
 
 def pocket_features() -> tuple[PocketFeatures, list[Tensor]]:
     """The shipped network and its five channel weights. Raises FileNotFoundError when the file is missing."""
     if not POCKET_FEATURES.exists():
         raise FileNotFoundError(
-            f"{POCKET_FEATURES} is missing; restore it from git or run notebooks/90_pocket_backbone"
+            f"{POCKET_FEATURES} is missing; restore it from git or make it with tools/pocket/features.py"
         )
     check_pointer(POCKET_FEATURES)
     state, net = load_file(POCKET_FEATURES), PocketFeatures()
-    lins = [state.pop(f"lin{i}") for i in range(len(net.channels))]
-    net.load_state_dict({k: v.float() for k, v in state.items()})
+    lins = [torch.full((c,), w.item()) for c, w in zip(net.channels, state.pop("strength"), strict=True)]
+    net.load_state_dict({k: v.float() for k, v in state.items()} | {"mean": net.mean})
     return net, lins
+
+
+def unit(f: Tensor) -> Tensor:
+    """Feature maps (N, C, h, w) divided by their length over channels."""
+    return f / (f.square().sum(1, keepdim=True) + 1e-10).sqrt()

@@ -25,7 +25,8 @@ folder, backbone, batch, passes = sys.argv[1], sys.argv[2], int(sys.argv[3]), in
 cfg = resolve("smoke", overrides={"backbone": backbone, "batch": batch, "gradient_accumulation": passes})
 image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
 torch.manual_seed(3)
-distance = loss.FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+net = PocketFeatures((8, 16, 24, 32))
+distance = loss.FeatureDistance(net, [torch.ones(c) for c in net.channels])
 stage = trainer.Stage1(models.new(cfg), distance)
 history = trainer.train(stage, data.Crops({"a": image}, 64, seed=0), cfg, folder, steps=3)
 if os.environ.get("RANK", "0") == "0":

@@ -1,11 +1,12 @@
 """Train the next pocket backbone: one step of its UNet makes the teacher's picture, its decoder gives
 photographs back.
 
-    python tools/pocket/train_backbone.py --tiles FOLDER --out FOLDER --steps 20000 [--features 1 --vgg
-    FILE.npz]
+    python tools/pocket/train_backbone.py --tiles FOLDER --out FOLDER --steps 8500 --latents
+    python tools/pocket/train_backbone.py --tiles FOLDER --out OTHER --init FOLDER --steps 2000 --features 5
 
-The same command continues a stopped run, on a CPU or a GPU. Writes last.pt (the run), history.json, and at
-the end unet/, vae/ and empty_prompt.safetensors in the layout of data/pocket.
+The first trains most of the UNet's steps on latents alone, the second goes on with pictures and the loss
+network's features. The same command continues a stopped run, on a CPU or a GPU. Writes last.pt (the run),
+history.json, and at the end unet/, vae/ and empty_prompt.safetensors in the layout of data/pocket.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ifcsr_lib import config, data, images, loss, pocket, results, trainer
+from ifcsr_lib import config, data, images, loss, results, trainer
+from ifcsr_lib.nets.schedule import noise_schedule
 
 LATENTS = 48  # per cell of 4 x 4 pixels in three colours: as many numbers as the cell has
 SCALE = 2.0  # of the latents; they are pixels on [-1, 1], whose standard deviation is about 0.5
 WIDTHS = (64, 64, 128)
+PROMPT_TOKENS, PROMPT_WIDTH = 4, 64
 
 
 def new_autoencoder(width: int = 24) -> AutoencoderDC:
@@ -86,7 +89,19 @@ def new_unet(widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
     """SD-shaped, three levels, cross-attention at the deepest. Its first step changes nothing: conv_out
     starts at zero.
     """
-    unet = pocket.new_unet(LATENTS, widths)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=PROMPT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return unet
@@ -137,10 +152,10 @@ class Backbone:
 
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
-    loss = 10 L1(x, x_T) + features * D(x, x_T) + 2 L1(decode(z_H + 0.05 n), x_H) + 0.1 MSE(eps, n): x is
-    decode(z_L - eps(z_L, t = 1)) of all samples but the last `noisy`, which predict noise n at t above 1 and
-    go through the autoencoder alone.
-    distance: loss.FeatureDistance of the teacher's picture, or None.
+    loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 2 L1(decode(z_H + 0.05 n), x_H) + 0.1 MSE(eps, n):
+    x is decode(z_L - eps(z_L, t = 1)) of all samples but the last `noisy`, which predict noise n at t above 1
+    and go through the autoencoder alone.
+    distance: loss.feature_distance to the teacher's picture, or None.
     """
 
     name = "backbone"
@@ -158,7 +173,7 @@ class Backbone:
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.train(), cfg
         self.distance, self.features, self.noisy, self.latents_only = distance, features, noisy, latents_only
-        self.schedule = pocket.noise_schedule()
+        self.schedule = noise_schedule()
         vae.encoder.requires_grad_(False)
 
     def modules(self) -> list[nn.Module]:
@@ -208,8 +223,12 @@ class Backbone:
 
 def save(folder: Path, unet, prompt: Tensor, vae) -> None:
     """unet/, vae/ and empty_prompt.safetensors, float16, in diffusers' layout (nets.backbone reads it)."""
-    pocket.save_prior(unet, prompt, folder)
-    vae.half().save_pretrained(folder / "vae")
+    for part, net in (("unet", unet), ("vae", vae)):
+        net.half().save_pretrained(folder / part)
+        card = folder / part / "config.json"  # without where on this machine the model came from
+        results.write_json({k: v for k, v in results.read_json(card).items() if k != "_name_or_path"}, card)
+    with results.atomic(folder / "empty_prompt.safetensors") as tmp:
+        save_file({"prompt": prompt.detach().half().contiguous()}, tmp)
 
 
 def main() -> None:
@@ -229,19 +248,14 @@ def main() -> None:
     parser.add_argument(
         "--latents", action="store_true", help="train the UNet on latents alone, twice as fast"
     )
-    parser.add_argument(
-        "--features", type=float, default=0.0, help="weight of VGG16's feature distance; wants --vgg"
-    )
-    parser.add_argument(
-        "--vgg", type=Path, help="hed_vgg16_conv1_to_4_bgr_caffe_fp16.npz, see data/README.md"
-    )
+    parser.add_argument("--features", type=float, default=0.0, help="weight of the loss network's distance")
     args = parser.parse_args()
     overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
     cfg = config.resolve("pocket", args.seed, overrides)
     torch.manual_seed(args.seed)
     unet, prompt, vae, distance = (
         new_unet(),
-        torch.randn(1, pocket.PROMPT_TOKENS, pocket.PROMPT_WIDTH),
+        torch.randn(1, PROMPT_TOKENS, PROMPT_WIDTH),
         new_autoencoder(),
         None,
     )
@@ -252,10 +266,7 @@ def main() -> None:
     if args.features and args.latents:
         parser.error("--latents has no pictures to compare in --features; choose one")
     if args.features:
-        if not args.vgg:
-            parser.error("--features wants --vgg FILE.npz")
-        net = pocket.teacher_features(args.vgg)
-        distance = loss.FeatureDistance(net, [torch.ones(c) for c in (64, 128, 256, 512)])
+        distance = loss.feature_distance(cfg)
     objective = Backbone(
         unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy, args.latents
     )

@@ -15,6 +15,7 @@ import urllib.parse
 import zipfile
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,6 @@ from ifcsr_lib.degradation import degrade
 from ifcsr_lib.files.checks import POINTER
 from ifcsr_lib.files.images import read_image, write_image
 from ifcsr_lib.files.results import sha256
-from ifcsr_lib.nets.features import PocketFeatures
 from ifcsr_lib.runs import run
 
 
@@ -838,13 +838,12 @@ def test_kinds_of_images_are_measured(tmp_path):
 
 def test_a_stage_trains_on_shards(ffhq, tiny_cfg, tmp_path):
     """Two steps of stage 1 through the real loader; the same again after a resume at step 1."""
-    from ifcsr_lib import loss, models
+    from ifcsr_lib import models
 
     cfg = tiny_cfg.replace(training_set="ffhq_shards", reading="disk", checkpoint_every=1)
 
     def run(folder, stop=None):
-        torch.manual_seed(3)
-        distance = loss.FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+        distance = helpers.distance()
         stage, stopped = trainer.Stage1(models.new(cfg), distance), KeyboardInterrupt if stop else None
 
         def on_step(row):

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import helpers
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from ifcsr_lib.loss import (
     feature_distance,
     specialised_loss,
 )
-from ifcsr_lib.nets.features import POCKET_FEATURES, PocketFeatures, VGG16Features, lpips_lins
+from ifcsr_lib.nets.features import POCKET_FEATURES, VGG16Features, lpips_lins
 
 
 def test_weights_mirror_each_other_and_k7_is_the_stated_row():
@@ -68,7 +69,7 @@ def _slices(reference):
 
 
 def test_the_distance_is_frozen_and_reaches_the_image():
-    distance = FeatureDistance(PocketFeatures(), [torch.ones(c) for c in PocketFeatures.channels])
+    distance = helpers.distance()
     x = torch.rand(1, 3, 32, 32, requires_grad=True)
     distance(x, torch.rand(1, 3, 32, 32)).sum().backward()
     assert x.grad.abs().sum() > 0
