@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .control import Endpoints
+from .evaluate import METRICS
 from .files.images import to_uint8
 
 STYLE = {
@@ -144,35 +145,46 @@ class Live(Bar):
         plt.close(fig)
 
 
-def gamma_curves(table: pd.DataFrame, columns: list[str], lower_better: dict[str, bool]):
+def gamma_curves(table: pd.DataFrame, columns: list[str]):
     """One panel per metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
     with styled():
         fig, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 2.6), squeeze=False)
         for ax, name in zip(axes[0], columns, strict=True):
             ax.plot(table.index, table[name].astype(float), "o-", ms=3)
-            ax.set(title=f"{name} ({'lower' if lower_better[name] else 'higher'} is better)", xlabel="gamma")
+            ax.set(ylabel=axis_label(name), xlabel="gamma (0 fidelity, 1 realism)")
         fig.tight_layout()
     return fig
 
 
 def spectrum(
-    tables: dict[str, pd.DataFrame], x: str, y: str, points: dict[str, tuple[float, float]] | None = None
+    tables: dict[str, pd.DataFrame], x: str, ys: list[str], points: dict[str, pd.Series] | None = None
 ):
-    """Each model's path from gamma 0 (open circle) to 1 (filled), fidelity metric x against realism
-    metric y.
+    """Each model's path from gamma 0 (open circle) to 1 (filled): fidelity metric x against each of the
+    realism metrics ys, one panel each.
+
+    tables: indexed by gamma, with columns x and ys. points: images without a gamma, a row of scores each.
     """
     with styled():
-        fig, ax = plt.subplots(figsize=(6, 4))
-        for name, table in tables.items():
-            a, b = table[x].astype(float), table[y].astype(float)
-            (line,) = ax.plot(a, b, "-", lw=1.5, label=name)
-            ax.plot(a.iloc[0], b.iloc[0], "o", mfc="white", color=line.get_color())
-            ax.plot(a.iloc[-1], b.iloc[-1], "o", color=line.get_color())
-        for name, (a, b) in (points or {}).items():
-            ax.plot(a, b, "k*", ms=9)
-            ax.annotate(name, (a, b), xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
-        ax.margins(x=0.12, y=0.1)
-        ax.set(xlabel=x, ylabel=y, title="from fidelity (open) to realism (filled)")
-        ax.legend(fontsize=8)
+        fig, axes = plt.subplots(1, len(ys), figsize=(6 * len(ys), 4), squeeze=False)
+        for ax, y in zip(axes[0], ys):
+            for name, table in tables.items():
+                a, b = table[x].astype(float), table[y].astype(float)
+                (line,) = ax.plot(a, b, "-", lw=1.5, label=name)
+                ax.plot(a.iloc[0], b.iloc[0], "o", mfc="white", color=line.get_color())
+                ax.plot(a.iloc[-1], b.iloc[-1], "o", color=line.get_color())
+            for name, row in (points or {}).items():
+                at = float(row[x]), float(row[y])
+                ax.plot(*at, "k*", ms=9)
+                ax.annotate(name, at, xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
+            ax.margins(x=0.12, y=0.1)
+            ax.set(xlabel=axis_label(x), ylabel=axis_label(y))
+        axes[0, 0].set_title("from fidelity (open) to realism (filled)")
+        axes[0, -1].legend(fontsize=8)
         fig.tight_layout()
     return fig
+
+
+def axis_label(metric: str) -> str:
+    """ "PSNR (dB), higher is better" of a metric's name in evaluate.METRICS; another name as it is."""
+    known = METRICS.get(metric)
+    return f"{known.label}, {'lower' if known.lower_better else 'higher'} is better" if known else metric

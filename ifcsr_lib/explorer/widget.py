@@ -268,12 +268,12 @@ class Explorer(anywidget.AnyWidget):
     def measure(self, gammas=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metrics=None) -> None:
         """Sweep metrics over the shown image (seconds; no network of ours runs) and draw them as curves.
 
-        metrics: names of evaluate.METRICS; default SSIM (with hr) and NIQE, or niqe-pocket where NIQE's
-        parameters are missing. A metric that cannot run leaves its reason in the chart's place.
+        metrics: names of evaluate.METRICS; default SSIM and lpips-lite (with hr), and NIQE, or niqe-pocket
+        where NIQE's parameters are missing. A metric that cannot run leaves its reason in the chart's place.
         """
         shown = self.picture
         if metrics is None:
-            metrics = ["ssim"] if shown.hr is not None else []
+            metrics = ["ssim", "lpips-lite"] if shown.hr is not None else []
             metrics += ["niqe-pocket" if missing("niqe") else "niqe"]
         for label, part in shown.parts.items():
             table = sweep(part, None if shown.hr is None else [shown.hr], gammas, metrics)

@@ -231,6 +231,13 @@ def save(folder: Path, unet, prompt: Tensor, vae) -> None:
         save_file({"prompt": prompt.detach().half().contiguous()}, tmp)
 
 
+def tell(row: dict) -> None:
+    """Every 20th step of a training as a line of JSON."""
+    if row["step"] % 20 == 0:
+        shown = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        print(json.dumps(shown), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiles", type=Path, required=True)
@@ -271,14 +278,6 @@ def main() -> None:
         unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy, args.latents
     )
     tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
-
-    def tell(row: dict) -> None:
-        if row["step"] % 20 == 0:
-            print(
-                json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}),
-                flush=True,
-            )
-
     history = trainer.train(objective, tiles, cfg, args.out, args.steps, tell)
     results.write_json(history, args.out / "history.json")
     save(args.out, objective.unet, objective.prompt, objective.vae)

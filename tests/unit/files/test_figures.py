@@ -12,8 +12,8 @@ from ifcsr_lib.config import ROOT
 
 FIRST = {
     "losses": 'fig = figures.losses([{"step": i, "loss": 1 / i} for i in range(1, 9)], "training")',
-    "gamma_curves": 'fig = figures.gamma_curves(table, ["psnr"], {"psnr": False})',
-    "spectrum": 'fig = figures.spectrum({"run": table}, "psnr", "niqe")',
+    "gamma_curves": 'fig = figures.gamma_curves(table, ["psnr"])',
+    "spectrum": 'fig = figures.spectrum({"run": table}, "psnr", ["niqe"])',
     "pictures": 'fig = figures.pictures({"a": torch.rand(3, 16, 16)})',
 }
 IMPORTS = """import pandas as pd
