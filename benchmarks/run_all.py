@@ -4,7 +4,8 @@ provenance.
     python benchmarks/run_all.py [names, such as blend size; default all] [--tiny]
 
 Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by
-themselves: slider.py (needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU).
+themselves: slider.py (needs a browser), tiling.py (minutes), against_teacher.py (needs its weights),
+gpu_proof.py (needs a GPU).
 """
 
 from __future__ import annotations

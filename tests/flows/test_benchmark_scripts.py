@@ -44,11 +44,23 @@ def test_it_runs_and_its_table_has_rows(name, capsys):
     assert numbers.size and np.isfinite(numbers).all(axis=None)
 
 
+def test_the_teacher_and_both_ends_are_timed_in_turns():
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            for _ in range(20):
+                x = x.flip(3).sort(3).values
+            return x
+
+    table = script("against_teacher").table(Slow(), side=16, repeats=1)
+    ratio = table["Real-ESRGAN (s)"] / table["both ends (s)"]
+    assert (table["Real-ESRGAN / both ends"] == ratio).all() and (ratio > 0).all()
+
+
 def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
     module = script("run_all")
     assert set(module.NAMES) == set(NAMES)
-    # the last three: by themselves
-    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof"}
+    # the last four: by themselves
+    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof", "against_teacher"}
     scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - own
     assert scripts == set(NAMES), "a benchmark that run_all does not know"
     assert module.main(["blend", "--tiny"]) == 0

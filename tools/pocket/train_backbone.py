@@ -154,7 +154,7 @@ class Backbone:
 
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
-    loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 0.1 MSE(eps, n). x = decode(z_L - eps(z_L, t = 1)) of
+    loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of
     all samples but the last `noisy`, which predict noise n at t above 1.
     distance: loss.feature_distance to the teacher's picture, or None.
     """
