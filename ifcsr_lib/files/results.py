@@ -26,6 +26,8 @@ from pathlib import Path
 from ..config import DEPENDS, ROOT, Config, depends, hash_of, path_setting, results_folder
 from .checks import check_pointer
 
+# <profile>/{tables,figures}: what pages show and a run is compared with; tools/keep_reference.py writes it
+REFERENCE = ROOT / "results" / "reference"
 _PACKAGES = (
     "torch",
     "torchvision",
