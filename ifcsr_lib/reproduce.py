@@ -1,4 +1,6 @@
-"""All notebooks in order through papermill, a progress line each. Nothing is ever run in place."""
+"""All notebooks in order through papermill, a progress line each, and a report. Nothing is ever run in
+place.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from .config import ROOT, resolve, user_path
 from .errors import one_line, out_of_memory
 from .files.checks import check_pointer
 from .files.results import atomic, remedy
+from .report.notebooks import duration
 
 PARAMETERS = {"profile", "seed", "overrides"}
 NEEDED = 10**9  # bytes: checkpoints, pairs and endpoints of a pocket run, with room
@@ -49,7 +52,7 @@ def notebooks(only=None) -> list[Path]:
 
 def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = None, only=None) -> list[Path]:
     """Run the notebooks for one config; tables and figures go to cfg.results, executed copies to executed/ in
-    there.
+    there, and report.html says what came out. Its path is the last line that is printed.
 
     profile, seed, overrides: as in `config.resolve`, checked before anything runs. only: see `notebooks`.
     Returns the executed notebooks. Raises RuntimeError naming notebook, cell and error at the first failure,
@@ -79,8 +82,11 @@ def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = N
             start = time.monotonic()
             with _quiet(folder / f"{path.stem}.log"):
                 done.append(_run(path, folder / path.name, parameters, CELL_LIMIT.get(cfg.profile)))
-            print(f"[{i}/{len(todo)}] {path.stem} ... {_minutes(time.monotonic() - start)}", flush=True)
-    print(f"done in {_minutes(time.monotonic() - begin)}; results in {cfg.results}", flush=True)
+            print(f"[{i}/{len(todo)}] {path.stem} ... {duration(time.monotonic() - start)}", flush=True)
+    print(f"done in {duration(time.monotonic() - begin)}; results in {cfg.results}; the report:", flush=True)
+    from .report.page import write
+
+    print(os.path.abspath(write(cfg, [path.stem for path in notebooks()])), flush=True)
     return done
 
 
@@ -175,10 +181,6 @@ def _quiet(log: Path):
         handler.close()
         with contextlib.suppress(OSError):  # Windows, while a kernel still holds it
             Path(name).unlink()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 @contextlib.contextmanager

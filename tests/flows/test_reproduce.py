@@ -54,6 +54,8 @@ def test_order_parameters_and_progress(root, monkeypatch, capsys):
     assert seen == [["smoke", 3, {"k": 3.0}, sys.executable, name] for name in ("00_a.ipynb", "07_b.ipynb")]
     text = capsys.readouterr().out
     assert re.search(r"\[1/2\] 00_a \.\.\. \d+ s\n\[2/2\] 07_b", text) and "done in" in text
+    report = root / "mine" / "smoke" / "report.html"
+    assert text.splitlines()[-1] == str(report) and "07_b" in report.read_text(encoding="utf-8")
     assert {p: p.read_bytes() for p in (root / "notebooks").iterdir()} == before, "run in place"
     assert dict(os.environ) == environment
     assert sorted(p.name for p in (root / "mine/smoke/executed").iterdir()) == ["00_a.ipynb", "07_b.ipynb"]
@@ -74,7 +76,11 @@ def test_nothing_but_progress_lines_when_all_is_well(root, capfd):
     said = capfd.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
-    assert len(lines) == 4 and re.match(r"1 notebooks, profile smoke", lines[0]), lines
+    assert (
+        len(lines) == 5
+        and lines.pop().endswith("report.html")
+        and re.match(r"1 notebooks, profile smoke", lines[0])
+    ), lines
     assert all(re.match(r"\[1/1\] 00_a \.\.\.|done in ", line) for line in lines[1:]), lines
     assert [p.name for p in (Path(os.environ["IFCSR_RESULTS"]) / "smoke/executed").iterdir()] == [
         "00_a.ipynb"
