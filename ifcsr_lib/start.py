@@ -1,0 +1,31 @@
+"""What has to be settled before torch is loaded, and how its loading is made quicker. No heavy import."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+
+
+def patient_threads() -> None:
+    """Let OpenMP's threads sleep while they wait, here and in every process started from here.
+
+    Left alone they spin, and take the core from whatever else runs. libgomp, which torch's Linux wheels
+    carry, reads OMP_WAIT_POLICY once, as it loads: call this before torch is imported. A value of the user's
+    stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@contextlib.contextmanager
+def loading():
+    """Imports inside make no garbage collection. Torch, diffusers and transformers make millions of objects
+    that stay, and every collection would look at all of them again: a fifth of the time of `load("pocket")`.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
