@@ -5,8 +5,6 @@ Names load on first use, so that `python -m ifcsr_lib --help` needs no torch.
 
 import importlib
 
-from .start import loading
-
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -28,10 +26,10 @@ __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
-    if where := _WHERE.get(name) or _MODULES.get(name):
-        with loading():
-            module = importlib.import_module(f".{where}", __name__)
-        return getattr(module, name) if name in _WHERE else module
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"ifcsr_lib has no {name!r}; it has: {', '.join(sorted(__all__))}")
 
 

@@ -1,9 +1,7 @@
-"""What has to be settled before torch is loaded, and how its loading is made quicker. No heavy import."""
+"""What has to be settled before torch is loaded. No heavy import."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 
 
@@ -15,17 +13,3 @@ def patient_threads() -> None:
     stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-@contextlib.contextmanager
-def loading():
-    """Imports inside make no garbage collection. Torch, diffusers and transformers make millions of objects
-    that stay, and every collection would look at all of them again: a fifth of the time of `load("pocket")`.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -10,7 +10,6 @@ import sys
 
 from ..config import PROFILES, RECIPES, Config, resolve, user_path
 from ..errors import MEMORY_ADVICE
-from ..start import loading
 
 MODEL = '"pocket" (default, shipped), a saved folder, or a hub id'
 
@@ -126,8 +125,7 @@ def load_model(name: str, backend: str):
         from ..lite import SHIPPED, LiteModel
 
         return LiteModel(SHIPPED[name])
-    with loading():
-        from ..models import load
+    from ..models import load
 
     return load(name)
 

@@ -99,21 +99,3 @@ def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise(users, wan
     with pytest.raises(SystemExit):
         runpy.run_module("ifcsr_lib", run_name="__main__")
     assert capsys.readouterr().out.strip() == wanted == os.environ["OMP_WAIT_POLICY"]
-
-
-def test_collection_goes_on_after_loading():
-    import gc
-
-    from ifcsr_lib.start import loading
-
-    with pytest.raises(ImportError), loading():
-        assert not gc.isenabled()
-        raise ImportError
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        with loading():
-            pass
-        assert not gc.isenabled(), "it was off before"
-    finally:
-        gc.enable()
