@@ -53,8 +53,7 @@ lock: $(if $(findstring $(PY),$(UV)),env)  ## requirements.lock from pyproject.t
 	echo "# put on top of requirements.lock, see tools/env.sh (made by make lock)" > requirements-headless.lock
 	sed -n '/^opencv-python-headless==/,/^    # via/p' requirements.lock >> requirements-headless.lock
 
-clean:  ## what smoke and pocket runs left behind; .venv, the tables and paper-scale runs stay
-	rm -rf results/smoke
-	cd results && for kind in runs executed pairs endpoints adapters explorer backbone; do rm -rf pocket/$$kind; done
+clean:  ## what smoke and pocket runs left behind; .venv, results/reference and paper-scale runs stay
+	rm -rf results/smoke results/pocket
 	rm -rf build dist .pytest_cache .ruff_cache notebooks/.ipynb_checkpoints
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
@@ -16,14 +14,11 @@ def machine() -> str:
     """Processor, its count, torch's threads and version, without the host's name."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    from ifcsr_lib.report.page import processor
+
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
-    )
+    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{processor()}, {threads}{gpu}, torch {torch.__version__}"
 
 
 def load() -> str:

@@ -4,6 +4,7 @@ shapes.
 python benchmarks/gpu_proof.py [--steps 5] [--batch 4] [--patch 512]
     Writes results/paper/tables/gpu_proof.csv and its record, again after every row: median seconds, peak
     memory, and the part of a step that takes longest. Without a CUDA device it writes nothing and says so.
+    `python tools/keep_reference.py gpu_proof --profile paper` keeps it as what the docs show.
     Needs no download: the weights are random, so the numbers are those of any training, and the images mean
     nothing.
 python benchmarks/gpu_proof.py --tiny

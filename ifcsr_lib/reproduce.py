@@ -1,4 +1,6 @@
-"""All notebooks in order through papermill, a progress line each. Nothing is ever run in place."""
+"""All notebooks in order through papermill, a progress line each, and a report. Nothing is ever run in
+place.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from .config import ROOT, resolve, user_path
 from .errors import one_line, out_of_memory
 from .files.checks import check_pointer
 from .files.results import atomic, remedy
+from .report.notebooks import Forecast, duration, minutes
 
 PARAMETERS = {"profile", "seed", "overrides"}
 NEEDED = 10**9  # bytes: checkpoints, pairs and endpoints of a pocket run, with room
@@ -49,7 +52,7 @@ def notebooks(only=None) -> list[Path]:
 
 def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = None, only=None) -> list[Path]:
     """Run the notebooks for one config; tables and figures go to cfg.results, executed copies to executed/ in
-    there.
+    there, and report.html says what came out. Its path is the last line that is printed.
 
     profile, seed, overrides: as in `config.resolve`, checked before anything runs. only: see `notebooks`.
     Returns the executed notebooks. Raises RuntimeError naming notebook, cell and error at the first failure,
@@ -70,17 +73,27 @@ def reproduce(profile: str = "pocket", seed: int = 0, overrides: dict | None = N
             f"{remedy(folder, 'on a larger disk')}"
         )
     parameters = {"profile": cfg.profile, "seed": cfg.seed, "overrides": overrides or {}}
-    print(f"{len(todo)} notebooks, profile {cfg.profile}, seed {cfg.seed}, config {cfg.hash}", flush=True)
-    begin, done = time.monotonic(), []
+    forecast, begin, done = Forecast([path.stem for path in todo], folder, cfg.profile), time.monotonic(), []
+    whole = "how long it takes is not known: no earlier run here"
+    if forecast.source:
+        whole = f"{minutes(forecast.left(), 'about ')}, going by {forecast.source}"
+    print(
+        f"{len(todo)} notebooks, profile {cfg.profile}, seed {cfg.seed}, config {cfg.hash}; {whole}",
+        flush=True,
+    )
     with _kernel_environment():
         for i, path in enumerate(todo, 1):
             os.environ["IFCSR_NOTEBOOK"] = path.name  # for provenance records
-            print(f"[{i}/{len(todo)}] {path.stem} ...", flush=True)
-            start = time.monotonic()
-            with _quiet(folder / f"{path.stem}.log"):
-                done.append(_run(path, folder / path.name, parameters, CELL_LIMIT.get(cfg.profile)))
-            print(f"[{i}/{len(todo)}] {path.stem} ... {_minutes(time.monotonic() - start)}", flush=True)
-    print(f"done in {_minutes(time.monotonic() - begin)}; results in {cfg.results}", flush=True)
+            so_far = time.monotonic() - begin
+            line = f"[{i}/{len(todo)}] {path.stem}: {minutes(so_far)} so far"
+            if forecast.source:
+                line += f", {minutes(forecast.left(i - 1, so_far), 'about ')} to go"
+            with _progress(line), _quiet(folder / f"{path.stem}.log"):
+                done.append(_run(path, folder / path.name, parameters, CELL_LIMIT.get(cfg.profile), line))
+    print(f"done in {duration(time.monotonic() - begin)}; results in {cfg.results}; the report:", flush=True)
+    from .report.page import write
+
+    print(os.path.abspath(write(cfg, [path.stem for path in notebooks()])), flush=True)
     return done
 
 
@@ -100,9 +113,25 @@ def check_parameters(path: Path) -> None:
         )
 
 
-def _run(path: Path, target: Path, parameters: dict, limit: int | None) -> Path:
+@contextlib.contextmanager
+def _progress(line: str):
+    """One line: `line`, and after the block how long it took. On a terminal papermill's bar stands there
+    meanwhile, with the same words.
+    """
+    bar, start = sys.stderr.isatty(), time.monotonic()
+    if not bar:
+        print(line, end=" ... ", flush=True)
+    word = "failed after "
+    try:
+        yield
+        word = ""
+    finally:
+        print(f"{line} ... " * bar + word + duration(time.monotonic() - start), flush=True)
+
+
+def _run(path: Path, target: Path, parameters: dict, limit: int | None, line: str) -> Path:
     """Run one notebook; `target` is replaced when it succeeds, otherwise the attempt is kept as
-    <name>.failed.ipynb.
+    <name>.failed.ipynb. line: what the bar says.
     """
     import papermill
 
@@ -117,7 +146,7 @@ def _run(path: Path, target: Path, parameters: dict, limit: int | None) -> Path:
                 cwd=str(ROOT),
                 start_timeout=180,
                 execution_timeout=limit,
-                progress_bar={"desc": "  cells", "leave": False, "disable": None},
+                progress_bar={"desc": line, "leave": False, "disable": None},
             )
         except Exception as error:
             if tmp.is_file():
@@ -175,10 +204,6 @@ def _quiet(log: Path):
         handler.close()
         with contextlib.suppress(OSError):  # Windows, while a kernel still holds it
             Path(name).unlink()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ if command -v flock >/dev/null; then # make test and make reproduce may start to
     flock -n 9 || { echo "another install is at work here; waiting for it" && flock 9; }
 fi
 
-key="$(cat requirements.lock requirements-headless.lock pyproject.toml | cksum) $PWD"
+key="$(cat requirements.lock requirements-headless.lock pyproject.toml tools/env.sh | cksum) $PWD"
 if [ -x $py ] && [ ! -e $venv/.installing ] && [ "$(cat $venv/.installed 2>/dev/null)" = "$key" ]; then
     exit 0
 fi
@@ -57,7 +57,7 @@ with_pip() {
     $pip_install -r requirements.lock && $pip_install -q --no-deps --force-reinstall -r requirements-headless.lock
 }
 
-echo "installing requirements.lock into $venv: about 6 GB; 1 to 5 minutes plus the download, only this once"
+echo "installing requirements.lock into $venv: about 6.5 GB; 1 to 5 minutes plus the download, only this once"
 make_venv $clear
 if ! with_uv; then
     echo "uv did not manage; once more with pip, which is slower"
@@ -66,5 +66,9 @@ if ! with_uv; then
 fi
 $py -m pip install -q --no-deps --no-build-isolation -e .
 $py -m pip check
+# uv leaves bytecode to the first import. Where PYTHONDONTWRITEBYTECODE is set (containers) none is ever written, and each
+# process compiles 4700 files before load("pocket") is done. A few packages ship templates that are no Python: no failure.
+echo "compiling the packages for Python: half a minute"
+$py -m compileall -qq -j 0 $venv/lib || true
 printf '%s' "$key" >$venv/.installed
 rm $venv/.installing

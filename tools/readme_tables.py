@@ -1,9 +1,9 @@
-"""Write the tables that stand between markers in README.md and docs/**/*.md, from results and from the code.
+"""Write the tables between markers in README.md and docs/**/*.md, from results/reference and the code.
 
     python tools/readme_tables.py            write the tables; running it twice changes nothing
     python tools/readme_tables.py --check    change nothing; exit 1 and print a diff of what is out of date
     python tools/readme_tables.py --count    first count the recipes' memory and operations (minutes),
-                                             into results/paper/tables/training_cost.csv
+                                             into results/paper, and keep that as the reference
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; TABLES lists the names. Everything else is
 left alone. "decisions" keeps its text: a row without a tag in the code is removed, a new tag gets a row that
@@ -42,8 +42,9 @@ def pages() -> list[Path]:
 
 
 def read(name: str, profile: str = "pocket") -> list[dict[str, str]]:
-    """The rows of results/<profile>/tables/<name>.csv."""
-    with open(ROOT / "results" / profile / "tables" / f"{name}.csv", newline="", encoding="utf-8") as file:
+    """The rows of results/reference/<profile>/tables/<name>.csv."""
+    path = ROOT / "results" / "reference" / profile / "tables" / f"{name}.csv"
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -295,7 +296,7 @@ def startup(_) -> list[str]:
 
 
 def counted() -> dict[tuple[str, int], dict]:
-    """{(recipe, stage): what dry_run.cost gave}, from results/paper/tables/training_cost.csv."""
+    """{(recipe, stage): what dry_run.cost gave}, from results/reference/paper/tables/training_cost.csv."""
     out = {}
     for r in read(COST, "paper"):
         recipe, stage = r.pop("recipe"), int(r.pop("stage"))
@@ -399,7 +400,10 @@ def filled(text: str) -> str:
 
 
 def count() -> None:
-    """Count every recipe's memory and operations, into results/paper/tables/training_cost.csv."""
+    """Count every recipe's memory and operations, into results/paper/tables/training_cost.csv; keep it as
+    the reference.
+    """
+    import keep_reference
     import pandas as pd
 
     from ifcsr_lib import dry_run, results
@@ -413,7 +417,8 @@ def count() -> None:
                 | dry_run.cost(resolve("paper", overrides=overrides), stage)
             )
             print(rows[-1], flush=True)
-    print(results.write_table(pd.DataFrame(rows), COST, resolve("paper")))
+    results.write_table(pd.DataFrame(rows), COST, cfg := resolve("paper"))
+    print(*keep_reference.keep(cfg.results, results.REFERENCE / "paper", [COST]), sep="\n")
 
 
 def main(argv=None) -> int:

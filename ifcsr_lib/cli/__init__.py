@@ -1,4 +1,4 @@
-"""The command line: python -m ifcsr_lib COMMAND; --help lists the commands.
+"""The command line: ifcsr COMMAND, or python -m ifcsr_lib COMMAND; --help lists the commands.
 
 One file per command, each with TEXT, STORY and EXAMPLE for its help, `add(parser)` for its arguments and
 `run(args)`, which returns the exit code. Heavy imports wait inside `run`, so that help needs no torch.
@@ -26,6 +26,7 @@ from . import benchmark, data, describe, evaluate, explore, protocol, reproduce,
 from .options import less_memory
 
 PATIENCE = 10.0  # seconds
+PROGRAM = "python -m ifcsr_lib"
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
 
@@ -106,8 +107,10 @@ def _memory_advice(args: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
+    script = os.path.basename(sys.argv[0]).removesuffix(".exe")
+    program = "ifcsr" if script == "ifcsr" else PROGRAM  # help names the one that was typed
     parser = argparse.ArgumentParser(
-        prog="python -m ifcsr_lib",
+        prog=program,
         formatter_class=raw,
         description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) "
         "to realism (gamma 1).",
@@ -121,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             help=module.TEXT,
             formatter_class=raw,
             description=f"{module.TEXT}\n\n{module.STORY}",
-            epilog=f"example:\n  {module.EXAMPLE}",
+            epilog=f"example:\n  {module.EXAMPLE.replace(PROGRAM, program)}",
         )
         module.add(command)
         command.set_defaults(run=module.run, command=command.prog.split()[-1])

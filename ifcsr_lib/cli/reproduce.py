@@ -6,11 +6,12 @@ import argparse
 
 from .options import add_run_options, config, overrides
 
-TEXT = "Run the notebooks in order and write results/<profile>/."
+TEXT = "Run the notebooks in order and write results/<profile>/ with a report."
 STORY = """\
 All notebooks below 90 run one after another with a progress line each; executed copies, tables and
-figures go to results/<profile>/ (or $IFCSR_RESULTS). Profile pocket takes minutes on a laptop,
-paper needs a GPU for days."""
+figures go to results/<profile>/ (or $IFCSR_RESULTS). At the end report.html in there says which claims
+hold and how far the tables are from the reference; its path is the last line. Profile pocket takes
+minutes on a laptop, paper needs a GPU for days."""
 EXAMPLE = "python -m ifcsr_lib reproduce --profile pocket --set k=3.0 --only 02 03"
 
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from ..config import DEPENDS, ROOT, Config, depends, hash_of, path_setting, results_folder
 from .checks import check_pointer
 
+# <profile>/{tables,figures}: what pages show and a run is compared with; tools/keep_reference.py writes it
+REFERENCE = ROOT / "results" / "reference"
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -456,17 +458,27 @@ def require(path: str | Path, cfg: Config, notebook: str) -> Path:
     for needed in (path, sidecar(path)):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {todo}")
+    if reason := fault(path, cfg):
+        raise ValueError(f"{path} {reason}: {todo}")
+    return path
+
+
+def fault(path: str | Path, cfg: Config) -> str | None:
+    """Why an artefact that is there with its sidecar is none of this run's, as in "was made with k=3.0, this
+    run has k=7.0"; None when it is. Raises ValueError when the sidecar is no record.
+    """
+    path = Path(path)
     record = _record(path)
     kind = record.get("kind", kind_of(path))
     differ = _differences(record, cfg, kind) if kind in (*DEPENDS, "result") else None
     if differ is None:
-        raise ValueError(
-            f"{path} was made with settings that its {sidecar(path).name} does not tell, or by another "
-            f"version of this kit: {todo}"
+        return (
+            f"was made with settings that its {sidecar(path).name} does not tell, or by another version of "
+            "this kit"
         )
     if differ:
         there, here = (", ".join(f"{k}={v[i]!r}" for k, v in differ.items()) for i in (0, 1))
-        raise ValueError(f"{path} was made with {there}, this run has {here}: {todo}")
+        return f"was made with {there}, this run has {here}"
     if path.is_file() and record.get("sha256") not in (None, sha256(path)):
-        raise ValueError(f"{path} is not the file that {sidecar(path).name} describes: {todo}")
-    return path
+        return f"is not the file that {sidecar(path).name} describes"
+    return None

@@ -12,7 +12,9 @@ import pytest
 
 from ifcsr_lib import reproduce as module
 from ifcsr_lib.cli import main
+from ifcsr_lib.config import ROOT
 from ifcsr_lib.files.checks import POINTER
+from ifcsr_lib.report.notebooks import MINUTES, Forecast
 from ifcsr_lib.reproduce import notebooks, reproduce
 
 PARAMETERS = "profile = None\nseed = 0\noverrides = None"
@@ -53,7 +55,10 @@ def test_order_parameters_and_progress(root, monkeypatch, capsys):
     seen = [json.loads(line) for line in (root / "mine" / "seen.txt").read_text().splitlines()]
     assert seen == [["smoke", 3, {"k": 3.0}, sys.executable, name] for name in ("00_a.ipynb", "07_b.ipynb")]
     text = capsys.readouterr().out
-    assert re.search(r"\[1/2\] 00_a \.\.\. \d+ s\n\[2/2\] 07_b", text) and "done in" in text
+    assert re.search(r"\n\[1/2\] 00_a: .* so far \.\.\. \d+ s\n\[2/2\] 07_b", text) and "done in" in text
+    assert "how long it takes is not known" in text and "to go" not in text
+    report = root / "mine" / "smoke" / "report.html"
+    assert text.splitlines()[-1] == str(report) and "07_b" in report.read_text(encoding="utf-8")
     assert {p: p.read_bytes() for p in (root / "notebooks").iterdir()} == before, "run in place"
     assert dict(os.environ) == environment
     assert sorted(p.name for p in (root / "mine/smoke/executed").iterdir()) == ["00_a.ipynb", "07_b.ipynb"]
@@ -74,11 +79,63 @@ def test_nothing_but_progress_lines_when_all_is_well(root, capfd):
     said = capfd.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
-    assert len(lines) == 4 and re.match(r"1 notebooks, profile smoke", lines[0]), lines
-    assert all(re.match(r"\[1/1\] 00_a \.\.\.|done in ", line) for line in lines[1:]), lines
+    forms = (
+        "1 notebooks, profile smoke.*",
+        r"\[1/1\] 00_a: .* so far \.\.\. \d+ s",
+        "done in .*",
+        r"/.*report\.html",
+    )
+    assert len(lines) == 4 and all(map(re.fullmatch, forms, lines)), lines
     assert [p.name for p in (Path(os.environ["IFCSR_RESULTS"]) / "smoke/executed").iterdir()] == [
         "00_a.ipynb"
     ]
+
+
+def test_the_last_run_tells_how_long_this_one_takes(root, capsys):
+    save(root, "00_a.ipynb", "1")
+    save(root, "01_b.ipynb", "1")
+    done = reproduce("smoke")
+    for path, seconds in zip(done, (60, 600), strict=True):
+        notebook = json.loads(path.read_text())
+        notebook["metadata"]["papermill"]["duration"] = seconds
+        path.write_text(json.dumps(notebook))
+    capsys.readouterr()
+    save(root, "01_b.ipynb", "1 / 0")
+    with pytest.raises(RuntimeError):
+        reproduce("smoke")
+    first, one, two = capsys.readouterr().out.splitlines()
+    assert first.endswith("; about 11 min, going by the last run here")
+    assert re.fullmatch(r"\[1/2\] 00_a: under 1 min so far, about 11 min to go \.\.\. \d+ s", one)
+    # the first took a few seconds in place of a minute: so will the rest, in part
+    told = re.fullmatch(
+        r"\[2/2\] 01_b: under 1 min so far, about (\d+) min to go \.\.\. failed after \d+ s", two
+    )
+    assert 6 <= int(told[1]) <= 9
+
+
+@pytest.mark.parametrize(
+    "profile, stems, source",
+    [
+        ("pocket", ["02_stage1", "03_stage2"], "README's minutes, for 2 CPU cores"),
+        ("pocket", ["02_stage1", "89_new"], None),
+        ("paper", ["02_stage1"], None),
+    ],
+)
+def test_without_a_run_the_forecast_is_of_readmes_minutes(tmp_path, profile, stems, source):
+    forecast = Forecast(stems, tmp_path, profile)
+    assert forecast.source == source
+    assert forecast.left() == (7 * 60 if source else None)
+    if source:  # twice as slow as README's machine
+        assert 4 * 60 < forecast.left(1, 6 * 60) < 8 * 60 and forecast.left(2, 600) == 0
+
+
+def test_the_minutes_are_those_of_the_readme():
+    said = {}
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if numbers := re.findall(r"\[(\d\d) [^]]*\]\(notebooks/", line):
+            cell = line.strip("| ").split("|")[-1].strip()
+            said |= dict(zip(numbers, ["0.5"] if "under" in cell else cell.split(", "), strict=False))
+    assert MINUTES == {k: float(v) for k, v in said.items() if k < "90"}
 
 
 def test_the_noise_of_a_failure_is_kept_and_named(root, capfd):

@@ -21,6 +21,7 @@ from ifcsr_lib import data, dry_run, models, trainer
 from ifcsr_lib.cli import main
 from ifcsr_lib.config import RECIPES, ROOT, resolve
 from ifcsr_lib.control import blend
+from ifcsr_lib.files import results
 from ifcsr_lib.loss import feature_distance
 from ifcsr_lib.runs import checkpoint, run
 
@@ -422,12 +423,12 @@ def test_recipes_are_the_papers_batch_and_cards_are_named():
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fits_its_card_and_docs_have_its_numbers(recipe, stage, no_download):
-    """The table of docs/training.md is made from results/paper/tables/training_cost.csv; peak and operations
-    there within 0.1 %.
+    """The table of docs/training.md is made from the reference training_cost.csv; peak and operations there
+    within 0.1 %.
     """
     one = dry_run.cost(resolve("paper", overrides=RECIPES[recipe]), stage)
     assert one["peak"] + dry_run.RESERVE < float(recipe.split()[0]) * 1e9
-    kept = pd.read_csv(ROOT / "results" / "paper" / "tables" / "training_cost.csv")
+    kept = pd.read_csv(results.REFERENCE / "paper" / "tables" / "training_cost.csv")
     kept = kept.query("recipe == @recipe and stage == @stage").iloc[0]
     for name, value in one.items():
         assert kept[name] == pytest.approx(value, rel=1e-3), "python tools/readme_tables.py --count"

@@ -1,5 +1,6 @@
 """A wheel, unpacked elsewhere: it holds every file that the library reads, and works without a checkout."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from ifcsr_lib.config import ROOT
 
@@ -40,8 +42,8 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory):
-    """The folder of an unpacked wheel, built from a copy: a build writes into its source folder."""
+def wheel(tmp_path_factory):
+    """A wheel, built from a copy: a build writes into its source folder."""
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -53,9 +55,14 @@ def unpacked(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = made.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel):
     with zipfile.ZipFile(wheel) as file:
-        file.extractall(made / "site")
-    return made / "site"
+        file.extractall(wheel.parent / "site")
+    return wheel.parent / "site"
 
 
 def test_the_wheel_holds_every_shipped_file_and_no_second_package(unpacked):
@@ -65,8 +72,9 @@ def test_the_wheel_holds_every_shipped_file_and_no_second_package(unpacked):
     found = {p.relative_to(shipped).as_posix(): p.read_bytes() for p in shipped.rglob("*") if p.is_file()}
     assert found == there
     assert [p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")] == ["ifcsr_lib"]
-    python = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ifcsr_lib").rglob("*.py")}
-    assert python == {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*.py")}
+    own = [p for p in (ROOT / "ifcsr_lib").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    packed = [p for p in (unpacked / "ifcsr_lib").rglob("*") if p.is_file() and shipped not in p.parents]
+    assert {p.relative_to(ROOT) for p in own} == {p.relative_to(unpacked) for p in packed}
 
 
 @pytest.mark.parametrize("setting", [None, "mine"])
@@ -83,3 +91,40 @@ def test_it_works_from_any_folder(unpacked, tmp_path, setting):
     assert said["results"] == str(tmp_path / (setting or "results") / "pocket")
     assert said["shape"] == [1, 3, 64, 64] and said["photos"] > 1 and said["reported"] > 10
     assert said["niqe"] == [] and said["manifest"] and "whole repository" in said["notebooks"]
+
+
+def test_the_console_command_is_the_command_line(unpacked, monkeypatch, capsys):
+    """What an installer is told to make `ifcsr` of, called."""
+    (own,) = importlib.metadata.distributions(path=[str(unpacked)])
+    (script,) = own.entry_points.select(group="console_scripts")
+    assert script.name == "ifcsr"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ifcsr", "upscale", "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.load()()
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("usage: ifcsr upscale")
+    assert "\n  ifcsr upscale " in said and "python -m" not in said
+
+
+def test_an_installed_command_upscales_in_any_folder(wheel, tmp_path):
+    site = tmp_path / "site"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        site,
+        wheel,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    Image.new("RGB", (20, 16), "teal").save(tmp_path / "photo.png")
+    env = os.environ | {"PYTHONPATH": str(site), "IFCSR_RESULTS": ""}
+    command = [site / "bin" / "ifcsr", "upscale", "photo.png", "photo_x4.png"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "photo_x4.png").size == (80, 64)

@@ -109,14 +109,15 @@ def test_the_site_holds_what_its_pages_link_to(monkeypatch):
         *site.linked("docs/experiments.md"),
     ):
         assert site.source(site.place(path)) == path
-    assert "results/pocket/LOG.md" in site.linked("docs/experiments.md")
+    assert "results/reference/pocket/LOG.md" in site.linked("docs/experiments.md")
     assert "docs/install.md" in site.linked("README.md")
 
     class Page:
         class file:
             src_uri = "control.md"
 
-    text = "[a](../README.md#x) [b](../results/pocket/LOG.md) [c](beyond.md) [d](gone.md) [e](https://x.org)"
+    log = "results/reference/pocket/LOG.md"
+    text = f"[a](../README.md#x) [b](../{log}) [c](beyond.md) [d](gone.md) [e](https://x.org)"
     assert site.on_page_markdown(text, Page, None, None) == (
-        "[a](index.md#x) [b](repository/results/pocket/LOG.md) [c](beyond.md) [d](gone.md) [e](https://x.org)"
+        f"[a](index.md#x) [b](repository/{log}) [c](beyond.md) [d](gone.md) [e](https://x.org)"
     )

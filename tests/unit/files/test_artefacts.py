@@ -200,7 +200,7 @@ def test_old_sidecars_are_read_field_by_field():
 
 
 def test_tracked_results_are_still_read():
-    found = sorted((config.ROOT / "results" / "pocket" / "tables").glob("*.json"))
+    found = sorted((results.REFERENCE / "pocket" / "tables").glob("*.json"))
     assert found
     for side in found:
         record = json.loads(side.read_text())
