@@ -58,7 +58,7 @@ OTHERS |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 FRAMES = {"PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages", "HEIF": "pictures"}
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B) of the studio-range luma of all scores
 EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
-LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels of a side that a format can hold
+LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side: libjpeg's JPEG_MAX_DIMENSION, WebP's 14 bits
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
 GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
 
