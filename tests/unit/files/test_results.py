@@ -446,13 +446,13 @@ def test_a_file_that_is_mounted_of_its_own(tmp_path, monkeypatch, number):
 
 def test_two_notebooks_that_write_one_table(cfg, table, monkeypatch):
     """The other one's table lands between ours and our record: ours has other bytes, which `require` sees."""
-    own = results.provenance
+    own = results.write_sidecar
 
-    def meanwhile(*args):
-        (cfg.results / "tables" / "gamma.csv").write_text("gamma\n9\n")
-        return own(*args)
+    def meanwhile(path, *args, **kwargs):
+        path.write_text("gamma\n9\n")
+        return own(path, *args, **kwargs)
 
-    monkeypatch.setattr(results, "provenance", meanwhile)
+    monkeypatch.setattr(results, "write_sidecar", meanwhile)
     path = results.write_table(table, "gamma", cfg)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"gamma\.csv is not the file that gamma\.json describes: run note"):
