@@ -26,7 +26,7 @@ from ..files.checks import printable
 from . import benchmark, data, describe, evaluate, explore, protocol, reproduce, train, upscale
 from .options import less_memory
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 30.0  # seconds; the first process may start that much later on a busy machine
 PROGRAM = "python -m ifcsr_lib"
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
