@@ -27,8 +27,15 @@ def user_path(text: str | Path) -> Path:
 
 
 def path_setting(name: str) -> Path | None:
-    """The environment variable as a path (`user_path`); None when it is not set or empty."""
+    """The environment variable as a path (`user_path`); None when it is not set or empty.
+
+    Raises ValueError where quotes, blanks or the end of a line of Windows stand around it.
+    """
     text = os.environ.get(name)
+    if text and (text != text.strip() or text[0] in "\"'" and text[0] == text[-1]):
+        raise ValueError(
+            f"{name} is {text!r}; leave out quotes and blanks around it: env files, unlike shells, keep them"
+        )
     return user_path(text) if text else None
 
 
@@ -314,6 +321,7 @@ def _check_overrides(values: dict) -> dict:
                 f"override {name!r} is unknown{hint(name, _FIELDS)} Allowed: {', '.join(_FIELDS)}"
             )
         kind = _FIELDS[name].type
+        value = value.item() if type(value).__module__ == "numpy" and not getattr(value, "ndim", 1) else value
         if kind == "float" and type(value) is int:
             value = float(value)
         if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):

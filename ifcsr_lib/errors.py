@@ -15,6 +15,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from .files.checks import printable
 from .files.results import remedy
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
@@ -33,7 +34,7 @@ _WORDS: dict[int, tuple[str, str]] = {
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
     errno.EISDIR: ("it is a folder", "pass a file"),
-    errno.ENOTDIR: ("a part of the path is a file", "check the path"),
+    errno.ENOTDIR: ("a part of the path is no folder", "check the path"),
     errno.EEXIST: ("it exists already", "choose another name, or move it away"),
     errno.ENOTEMPTY: ("the folder is not empty", "choose another one, or move it away"),
     errno.EMFILE: ("too many files are open", "close other programs, or raise the limit (ulimit -n)"),
@@ -98,7 +99,7 @@ def one_line(error: BaseException | str) -> str:
         text = error.strerror
     else:
         text = str(error)
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     if len(text) > LENGTH:
         text = f"{text[: LENGTH // 2]} ... {text[5 - LENGTH // 2 :]}"
     return text or type(error).__name__

@@ -22,16 +22,18 @@ import time
 
 from .. import __version__
 from ..errors import MEMORY_ADVICE, explain
+from ..files.checks import printable
 from . import benchmark, data, describe, evaluate, explore, protocol, reproduce, train, upscale
 from .options import less_memory
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 30.0  # seconds; the first process may start that much later on a busy machine
 PROGRAM = "python -m ifcsr_lib"
 COMMANDS = (upscale, explore, evaluate, data, benchmark, protocol, train, reproduce, describe)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command (argv without the program name; None takes sys.argv) and return its exit code."""
+    _open_streams()
     # a file name that the terminal cannot show must not decide about the work
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -48,7 +50,33 @@ def main(argv: list[str] | None = None) -> int:
         return _tell(error, MEMORY_ADVICE)  # such as output into a file on a full disk
 
 
+def _open_streams() -> None:
+    """Put /dev/null where a stream was closed (`>&-`, no console): else the first file that is opened gets
+    its number, and all that is printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the end
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what to do about a file whose name looks like an option."""
+
+    given: tuple[str, ...] = ()
+
+    def error(self, message: str):
+        files = [text for text in self.given if text.startswith("-") and os.path.lexists(text)]
+        more = f"; write the file {printable(files[0])} as ./{printable(files[0])}" if files else ""
+        super().error(message + more)
+
+
 def _run(argv: list[str] | None) -> int:
+    _Parser.given = tuple(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -109,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     script = os.path.basename(sys.argv[0]).removesuffix(".exe")
     program = "ifcsr" if script == "ifcsr" else PROGRAM  # help names the one that was typed
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         formatter_class=raw,
         description="IFCSR: 4x super-resolution of real photographs, with a slider from fidelity (gamma 0) "

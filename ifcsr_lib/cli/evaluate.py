@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 
-from ..config import user_path
+from .options import given_path
 
 TEXT = "Score images, one row per image, and print the means."
 STORY = """\
@@ -18,13 +18,13 @@ EXAMPLE = "python -m ifcsr_lib evaluate holiday_x4/ originals/ --metrics psnr ss
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("sr", metavar="SR", type=user_path, help="the folder of images to score")
+    p.add_argument("sr", metavar="SR", type=given_path, help="the folder of images to score")
     p.add_argument(
-        "hr", metavar="HR", type=user_path, nargs="?", help="the folder of references, named alike"
+        "hr", metavar="HR", type=given_path, nargs="?", help="the folder of references, named alike"
     )
     p.add_argument("--metrics", nargs="+", metavar="NAME", help="such as psnr ssim lpips niqe (default: all)")
     p.add_argument(
-        "--out", type=user_path, metavar="CSV", help="also write the table there (an older one is replaced)"
+        "--out", type=given_path, metavar="CSV", help="also write the table there (an older one is replaced)"
     )
 
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import user_path
-from ..files.checks import check_pointer
+from ..files.checks import check_pointer, oddity, printable
 from ..files.results import check_writable
-from .options import MODEL, add_backend, add_tile, backend, gamma, load_model, name_or_path, set_tile
+from .options import (
+    MODEL,
+    add_backend,
+    add_tile,
+    backend,
+    gamma,
+    given_path,
+    load_model,
+    name_or_path,
+    set_tile,
+)
 
 TEXT = "Upscale one photo and open a page with the slider."
 STORY = """\
@@ -22,12 +31,12 @@ PAIR = ".ifcsr.zip"
 
 def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "photo", metavar="PHOTO", type=user_path, help='an image file, a pair (*.ifcsr.zip), or "sample"'
+        "photo", metavar="PHOTO", type=given_path, help='an image file, a pair (*.ifcsr.zip), or "sample"'
     )
     p.add_argument("--model", type=name_or_path, default="pocket", help=MODEL)
     p.add_argument("--gamma", type=gamma, help="where the slider starts (default 0.5, or what the pair says)")
     p.add_argument(
-        "--out", type=user_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
+        "--out", type=given_path, metavar="HTML", help="the page to write (default PHOTO_explore.html, here)"
     )
     add_tile(p)
     add_backend(p)
@@ -42,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}; allowed: a name that ends in .html")
     if not sample and args.photo.is_dir():
         raise ValueError(f"{args.photo} is a folder; explore shows one photo, pass an image file")
+    if not sample and (odd := oddity(args.photo)):
+        raise ValueError(f"{args.photo} is {odd}; pass an image file")
     if not sample and not args.photo.is_file():
         raise FileNotFoundError(
             f'{args.photo} does not exist; pass an image file, a *.ifcsr.zip, or "sample"'
@@ -61,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _explorer(args: argparse.Namespace, name: str, sample: bool):
     """What writes the page of a pair, of the sample, or of a photo; only a pair needs no model."""
-    from ..files.pixels import printable
-
     name = printable(name)
     if args.photo.name.endswith(PAIR):
         return _of_pair(args, name)

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib.util
 import sys
+from pathlib import Path
 
 from ..config import PROFILES, RECIPES, Config, resolve, user_path
 from ..errors import MEMORY_ADVICE
@@ -25,8 +26,20 @@ def gamma(text: str) -> float:
     return value
 
 
+def given_path(text: str) -> Path:
+    """A path with "~" expanded, else argparse's error: "" would mean the folder that one is in."""
+    return user_path(_filled(text))
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; a variable that is not set, in quotes, does that")
+    return text
+
+
 def name_or_path(text: str) -> str:
-    """A name, an address or a path; "~" at the start of a path is expanded."""
+    """A name, an address or a path; "~" at the start of a path is expanded. argparse's error for ""."""
+    _filled(text)
     return str(user_path(text)) if text.startswith("~") else text
 
 

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 from .. import __version__
-from ..config import user_path
 from ..errors import explain
+from ..files.checks import check_pointer, oddity, printable
 from .options import (
     MODEL,
     add_backend,
     add_tile,
     backend,
     gamma,
+    given_path,
     less_memory,
     load_model,
     name_or_path,
@@ -40,19 +41,20 @@ EXAMPLE = "python -m ifcsr_lib upscale holiday/ holiday_x4/ --gamma 0.5"
 SUFFIXES = ("png", "jpg", "webp", "tif", "bmp")  # of --format; any suffix of images.FORMATS may end OUT
 
 JOURNAL = ".ifcsr-upscale.jsonl"
+LONGEST_NAME = 255  # bytes, of the file systems of all systems
 
 
 def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "source",
         metavar="IN",
-        type=user_path,
+        type=given_path,
         help="an image file, or a folder (its subfolders are left out)",
     )
     p.add_argument(
         "target",
         metavar="OUT",
-        type=user_path,
+        type=given_path,
         help="a folder; for one photo also a file name such as out.png",
     )
     p.add_argument("--gamma", type=gamma, default=0.5, help="0 = fidelity ... 1 = realism (default 0.5)")
@@ -68,15 +70,47 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--gps", action="store_true", help="keep where a photo was taken (default: left out)")
 
 
-def output_files(source: Path, target: Path, kind: str | None = None) -> dict[Path, Path]:
+def made_here(source: Path, target: Path) -> set[Path]:
+    """The outputs that earlier runs of `upscale` left in IN, where IN is OUT too: no photos of the user's."""
+    from ..files import journal
+    from ..files.results import sha256
+
+    if not (source.is_dir() and target.is_dir() and os.path.samefile(source, target)):
+        return set()
+    records = {source / name: record for name, record in journal.read(source / JOURNAL).items()}
+    return {p for p, record in records.items() if p.is_file() and sha256(p) == record.get("sha256")}
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where the output `path` cannot lie: its folder is none, its name is too long."""
+    for folder in path.parents:
+        if os.path.lexists(folder):
+            if not folder.is_dir():
+                what = oddity(folder) or "a file"
+                raise ValueError(
+                    f"{folder} is {what}, not a folder; pass a folder for OUT, or a name such as out.png"
+                )
+            break
+    if (odd := oddity(path)) and not path.is_symlink():
+        raise ValueError(f"{path} is {odd}, which is never replaced; choose another name")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(
+            f"{path.name[:40]}... would be a name of {len(os.fsencode(path.name))} bytes; allowed: "
+            f"{LONGEST_NAME}. Give its photo a shorter name"
+        )
+
+
+def output_files(source: Path, target: Path, kind: str | None = None, without=()) -> dict[Path, Path]:
     """{photo: file to write} for IN and OUT of `upscale`.
 
-    An output has the stem of its photo, or its full name where another photo has the same stem.
-    Raises FileNotFoundError or ValueError: missing or empty IN, unknown suffix, contradicting kind, a file
-    that is itself an input.
+    An output has the stem of its photo, or its full name where another photo has the same stem. without:
+    files of IN that are no photos. Raises FileNotFoundError or ValueError: missing or empty IN, unknown
+    suffix, contradicting kind, a file that is itself an input, or that cannot lie there (`check_place`).
     """
     from ..files.pixels import FORMATS, distinct, list_images
 
+    if odd := oddity(source):
+        raise ValueError(f"{source} is {odd}; pass an image file or a folder of images")
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image file or a folder of images")
     single, suffix = not source.is_dir(), "" if target.is_dir() else target.suffix.lower()
@@ -89,12 +123,16 @@ def output_files(source: Path, target: Path, kind: str | None = None) -> dict[Pa
             raise ValueError(f"--format {kind} contradicts OUT {target}; leave one of them out")
         jobs = {source: target}
     else:
-        photos = [source] if single else list_images(source)
+        photos = [source] if single else [p for p in list_images(source) if p not in without]
+        if not photos:
+            raise FileNotFoundError(f"{source} has no images but those that upscale made; pass another IN")
         names = distinct(photos, str.casefold)  # photo.jpg and photo.png both live
         jobs = {p: target / f"{name}.{kind or 'png'}" for p, name in zip(photos, names, strict=True)}
-    inputs = {p.resolve() for p in jobs}
-    if same := [p for p in jobs.values() if p.resolve() in inputs]:
+    inputs = {os.path.realpath(p) for p in jobs}
+    if same := [p for p in jobs.values() if os.path.realpath(p) in inputs]:
         raise ValueError(f"{same[0]} is an input and would be replaced; choose another folder for OUT")
+    for path in jobs.values():
+        check_place(path)
     return jobs
 
 
@@ -127,20 +165,25 @@ def finished(jobs: dict[Path, Path], settings: dict) -> dict[Path, dict]:
 
 
 def upscale_folder(
-    model, jobs: dict[Path, Path], gamma: float, gps: bool = False, settings: dict | None = None
+    model,
+    jobs: dict[Path, Path],
+    gamma: float,
+    gps: bool = False,
+    settings: dict | None = None,
+    overwrite: bool = True,
 ) -> int:
     """Upscale each photo of jobs = {photo: file to write} at gamma; return how many failed, each reported on
     stderr.
 
     model: anything whose `endpoints(lq)` gives Endpoints, or a lite.LiteModel. gps: keep where the photo was
     taken. settings: what a journal in the outputs' folder says of each output, so that `finished` knows it;
-    None keeps no journal.
+    None keeps no journal. overwrite: False leaves alone, and counts as failed, what another program has put
+    there meanwhile.
     OSError at writing (disk full, no permission) stops the run.
     """
     from tqdm import tqdm
 
     from ..files import journal
-    from ..files.checks import check_pointer
     from ..files.results import atomic, sha256
 
     files = getattr(model, "files", None)
@@ -154,14 +197,18 @@ def upscale_folder(
             check_pointer(source)
             photo = files.read_image(source)
             for note in photo.notes:
-                tqdm.write(f"note: {source}: {note}", file=sys.stderr)
+                tqdm.write(f"note: {printable(str(source))}: {note}", file=sys.stderr)
             files.check_images(photo.rgb, str(source))
+            scale = getattr(getattr(model, "cfg", None), "scale", 4)
+            files.check_sides(photo.rgb.shape[3] * scale, photo.rgb.shape[2] * scale, target)
             # DECISION D24: the network sees the colours that can be seen, continued below transparency
             lq, alpha = files.bleed(photo.rgb, photo.alpha), photo.alpha
             rgb = model.endpoints(lq).blend(gamma)
             rgb = files.to_grey(rgb) if files.is_grey(lq).all() else rgb
             alpha = None if alpha is None else files.upsample_alpha(alpha, rgb.shape[-1] // alpha.shape[-1])
             data = files.encode_image(dataclasses.replace(photo, rgb=rgb, alpha=alpha), target, gps)
+            if not overwrite and os.path.exists(target):
+                raise ValueError(f"{target} was written by another program meanwhile, and is left as it is")
             if settings is not None:
                 hashes = {"photo": sha256(source), "sha256": hashlib.sha256(data).hexdigest()}
                 record = {"file": target.name, "settings": settings, **hashes}
@@ -173,14 +220,18 @@ def upscale_folder(
                 raise  # the next photo could not be written either
             failed += 1
             text = explain(error, less_memory(getattr(getattr(model, "cfg", None), "tile", None)))
-            tqdm.write(f"skipped {'' if str(source) in text else f'{source}: '}{text}", file=sys.stderr)
+            name = printable(str(source))
+            tqdm.write(f"skipped {'' if name in text else f'{name}: '}{text}", file=sys.stderr)
     return failed
 
 
 def run(args: argparse.Namespace) -> int:
     from ..files.pixels import left_out
 
-    jobs, many = output_files(args.source, args.target, args.format), args.source.is_dir()
+    own, many = made_here(args.source, args.target), args.source.is_dir()
+    jobs = output_files(args.source, args.target, args.format, own)
+    if own:
+        print(f"left out {len(own)} pictures that upscale made", file=sys.stderr)
     if many and (text := left_out(args.source)):
         print(text, file=sys.stderr)
     settings = {k: getattr(args, k) for k in ("gamma", "model", "tile", "gps")} | {"version": __version__}
@@ -209,7 +260,8 @@ def run(args: argparse.Namespace) -> int:
         )
         print(text, file=sys.stderr)
     todo = {photo: out for photo, out in jobs.items() if photo not in done}
-    failed = upscale_folder(model, todo, args.gamma, args.gps, settings if many else None)
-    there = f", {len(done)} were there" if done else ""
-    print(f"{len(todo) - failed} of {len(jobs)} photos written to {folder} at gamma {args.gamma:g}{there}")
+    record = settings if many else None
+    failed = upscale_folder(model, todo, args.gamma, args.gps, record, args.overwrite)
+    where, there = printable(str(folder)), f", {len(done)} were there" if done else ""
+    print(f"{len(todo) - failed} of {len(jobs)} photos written to {where} at gamma {args.gamma:g}{there}")
     return 1 if failed else 0

@@ -1,8 +1,12 @@
-"""What a file must be before it is read: no git-LFS pointer, and an ifcsr.json with all that `load` needs."""
+"""What a file must be before it is read: a file at all, no git-LFS pointer, an ifcsr.json with all that
+`load` needs. And how a name is shown.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 from ..config import ADAPTERS
@@ -10,6 +14,28 @@ from ..config import ADAPTERS
 # the first line of a pointer file: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 FORMATS = ("ifcsr 1", "ifcsr 2")
+# of C0 and C1, line ends, and marks that turn the direction of text: a terminal obeys them
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(name: str) -> str:
+    """A file name as text that any terminal, table or page can hold: control characters, and bytes that are
+    no UTF-8, become escapes such as \\n and \\udcff.
+    """
+    name = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def oddity(path: str | Path) -> str:
+    """What a path is that is neither a file nor a folder, such as "a pipe"; "" for these and for nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "a link that leads nowhere" if os.path.islink(path) else ""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((text for test, text in kinds.items() if test(mode)), "a device")
 
 
 def is_pointer(data: bytes) -> bool:
@@ -21,7 +47,10 @@ def check_pointer(path: str | Path) -> None:
     """Raise ValueError when the file `path` is a git-LFS pointer, the few lines that stand for a large file.
 
     Anything else passes, a file that is absent or may not be read too: whoever reads it has the better words.
+    A pipe is not opened, which would wait for its writer.
     """
+    if not os.path.isfile(path):
+        return
     try:
         with open(path, "rb") as file:
             head = file.read(len(POINTER))

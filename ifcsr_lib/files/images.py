@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from . import pixels
+from .checks import printable
 from .pixels import (
     ALPHA,
     FORMATS,
@@ -20,13 +21,13 @@ from .pixels import (
     OTHERS,
     READ_ONLY,
     Photo,
+    check_sides,
     distinct,
     labels,
     left_out,
     list_images,
     on_white,
     partners,
-    printable,
     readable,
 )
 from .results import atomic
@@ -40,6 +41,7 @@ __all__ = [
     "Photo",
     "bleed",
     "check_images",
+    "check_sides",
     "decode_image",
     "distinct",
     "encode_image",

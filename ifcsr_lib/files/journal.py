@@ -12,18 +12,19 @@ from pathlib import Path
 
 
 def append(path: str | Path, record: dict) -> None:
-    """Add a record {"file": name, ...}. Processes may append at the same time."""
+    """Add a record {"file": name, "settings": {...}, ...}. Processes may append at the same time."""
     with open(path, "ab", buffering=0) as file:
         # in front, as the line before may be cut short
         file.write(b"\n" + json.dumps(record, sort_keys=True).encode())
 
 
 def read(path: str | Path) -> dict[str, dict]:
-    """{name: its newest record}; {} where there is no journal."""
+    """{name: its newest record}; {} where there is no journal. Lines of another kind are passed over."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for line in Path(path).read_bytes().splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 record = json.loads(line)
-                found[record["file"]] = record
+                if isinstance(record["settings"], dict):
+                    found[record["file"]] = record
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from . import exif
-from .checks import is_pointer, pointer_text
+from .checks import is_pointer, oddity, pointer_text, printable
 
 FORMATS = {
     ".png": "PNG",
@@ -58,6 +58,7 @@ OTHERS |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 FRAMES = {"PNG": "frames", "WEBP": "frames", "AVIF": "frames", "TIFF": "pages", "HEIF": "pictures"}
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # dY / d(R, G, B) of the studio-range luma of all scores
 EPS = 1e-8  # pyiqa adds it to the MSE: equal images score 80 dB
+LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels of a side: libjpeg's JPEG_MAX_DIMENSION, WebP's 14 bits
 ALPHA = ("PNG", "WEBP", "TIFF")  # formats that hold alpha as we write them; PNG and TIFF also hold 16 bit
 GREY_MODES = ("1", "L", "LA", "La")  # Pillow's, of 8 bit
 
@@ -278,14 +279,21 @@ def _visible(folder: Path) -> list[Path]:
 
 def left_out(folder: str | Path) -> str:
     """One line on the pictures of a folder that `list_images` leaves out, with their number; "" for none."""
-    kinds = (OTHERS | READ_ONLY) - set(readable())
+    kinds, known = (OTHERS | READ_ONLY) - set(readable()), set(readable())
     count = collections.Counter(p.suffix.lower() for p in _visible(Path(folder)))
     there = [f"{count[kind]} {kind}" for kind in sorted(kinds & set(count))]
+    # a share that is not mounted, a pipe: what looks like a picture by its name
+    odd = [p for p in Path(folder).iterdir() if p.suffix.lower() in known and not p.name.startswith(".")]
+    odd = [(text, p.name) for p in sorted(odd) if (text := oddity(p))]
+    lost = "; ".join(f"{printable(name)} is {text}" for text, name in odd[:3])
+    if len(odd) > 3:
+        lost += f" and {len(odd) - 3} more alike"
     if not there:
-        return ""
+        return f"left out: {lost}" if odd else ""
+    lost = f"; {lost}" if odd else ""
     total = sum(count[kind] for kind in kinds)
     heic = "; pip install pillow-heif reads HEIC" if {".heic", ".heif", ".hif"} & kinds & set(count) else ""
-    return f"left out {total} pictures of kinds that are not read here ({', '.join(there)}){heic}"
+    return f"left out {total} pictures of kinds that are not read here ({', '.join(there)}){heic}{lost}"
 
 
 def partners(files: list[Path], others: list[Path]) -> dict[Path, Path]:
@@ -332,13 +340,6 @@ def labels(files: list[Path]) -> list[str]:
     return [printable(name) for name in distinct(files)]
 
 
-def printable(name: str) -> str:
-    """A file name as text that any table or page can hold: bytes that are no UTF-8 become escapes such as
-    \\udcff.
-    """
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def read_image(path: str | Path) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF, BMP, or of READ_ONLY what `readable` has, as a Photo, turned as its EXIF
     orientation says. The content counts, not the suffix; of several frames or pages the first is read.
@@ -348,6 +349,8 @@ def read_image(path: str | Path) -> Photo:
     image.
     """
     path = Path(path)
+    if odd := oddity(path):
+        raise ValueError(f"{printable(str(path))} is {odd}; pass an image file")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass an image file")
     return decode_image(path.read_bytes(), str(path))
@@ -364,8 +367,8 @@ def decode_image(data: bytes, name: str) -> Photo:
             getattr(error, "strerror", None) or str(error).split("\n")[0].split(" <_io")[0] or repr(error)
         )
         raise ValueError(
-            f"{name} cannot be read as an image ({reason}); allowed: {' '.join(readable())}, whole files, "
-            "8 or 16 bit"
+            f"{printable(name)} cannot be read as an image ({reason}); allowed: {' '.join(readable())}, "
+            "whole files, 8 or 16 bit"
         ) from error
 
 
@@ -606,6 +609,15 @@ def format_of(path: Path) -> str:
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: suffix {path.suffix!r} is unknown; allowed: {' '.join(FORMATS)}")
     return FORMATS[path.suffix.lower()]
+
+
+def check_sides(width: int, height: int, path: Path) -> None:
+    """ValueError when the format of path holds no picture of so many pixels a side."""
+    most = LONGEST.get(kind := format_of(path))
+    if most and max(width, height) > most:
+        raise ValueError(
+            f"{path.name} would be {width}x{height} pixels; {kind} holds {most} a side, use .png or .tif"
+        )
 
 
 def encode_image(photo: Photo, path: Path, gps: bool = False) -> bytes:

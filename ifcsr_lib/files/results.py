@@ -24,7 +24,7 @@ import uuid
 from pathlib import Path
 
 from ..config import DEPENDS, ROOT, Config, depends, hash_of, path_setting, results_folder
-from .checks import check_pointer
+from .checks import check_pointer, oddity
 
 # <profile>/{tables,figures}: what pages show and a run is compared with; tools/keep_reference.py writes it
 REFERENCE = ROOT / "results" / "reference"
@@ -53,8 +53,8 @@ _REASONS = {
     errno.EACCES: "no permission",
     errno.EPERM: "not permitted",
     errno.EROFS: "the disk is read-only",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "a part of the path is a file",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.EEXIST: "a part of the path is no folder",
 }
 
 
@@ -64,13 +64,13 @@ def atomic(path: str | Path):
     succeeds.
 
     After an error or an interruption the temporary file is gone and an older `path` is untouched. What a kill
-    left in the folder is removed by the next process that writes there: see `sweep`.
+    left in the folder is removed by the next process that writes there: see `sweep`. Where `path` is a link,
+    it stays one, and the file behind it is replaced.
     Raises OSError naming `path`, the free bytes and what helps there (`remedy`) when the disk is full or the
-    folder is not writable.
+    folder is not writable, and for a device, a pipe or a socket, which are never replaced.
     """
-    path = Path(path)
-    unique = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
-    tmp = path.with_name(f".{path.stem[:40]}.{unique}.tmp{path.suffix}")  # 40: names have 255 bytes at most
+    path = _behind(path)
+    tmp = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (folder := path.parent.resolve()) not in _SWEPT:
@@ -87,14 +87,29 @@ def atomic(path: str | Path):
         raise
 
 
+def _behind(path: str | Path) -> Path:
+    """The file to replace for `path`: the one behind a link. OSError for what a file must not replace."""
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    if (odd := oddity(path)) and not path.is_symlink():
+        raise OSError(errno.EINVAL, f"cannot write {path}: it is {odd}; choose another name")
+    return path
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside path that `sweep` knows."""
+    unique = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.stem[:40]}.{unique}.tmp{path.suffix}")  # 40: names have 255 bytes at most
+
+
 def sweep(folder: str | Path) -> list[Path]:
     """Remove temporary files of `atomic` whose process was killed; return them.
 
-    Only files of this user: those of a process of this machine that is gone, and those that nobody has
-    touched for a day (of other machines, or whose process number another program has now). Never one that a
-    running process may still be writing. A file that cannot be removed stays.
+    Only files of this user: those of a process of this machine that is gone, and those of other machines, or
+    without a process, that nobody has touched for a day, by the clock of the disk that they are on: this
+    machine's may be wrong or may have jumped. Never one that a running process may still be writing. A file
+    that cannot be removed stays.
     """
-    found = []
+    found, now = [], None
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if (match := _TEMPORARY.fullmatch(entry.name)) is None:
@@ -102,11 +117,27 @@ def sweep(folder: str | Path) -> list[Path]:
             with contextlib.suppress(OSError):
                 facts = entry.stat(follow_symlinks=False)
                 own = not hasattr(os, "geteuid") or facts.st_uid == os.geteuid()
-                dead = match[1] == _machine() and not _runs(int(match[2], 16))
-                if own and stat.S_ISREG(facts.st_mode) and (dead or time.time() - facts.st_mtime > _OLD):
+                if not (own and stat.S_ISREG(facts.st_mode)):
+                    continue
+                if match[1] == _machine():
+                    dead = not _runs(int(match[2], 16))
+                else:
+                    now = now or _disk_time(Path(folder))
+                    dead = now - facts.st_mtime > _OLD
+                if dead:
                     os.unlink(entry.path)
                     found.append(Path(entry.path))
     return found
+
+
+def _disk_time(folder: Path) -> float:
+    """What a file written now in folder gets as its time, in seconds; OSError where none can be written."""
+    probe = _temporary(folder / "time")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -144,7 +175,11 @@ def _settle(tmp: Path) -> None:
 
 
 def _rename(tmp: Path, path: Path) -> None:
-    """os.replace, also where a reader holds `path` for a moment (Windows) or no file may be replaced."""
+    """os.replace, also where a reader holds `path` for a moment (Windows) or no file may be replaced.
+
+    A single file that is mounted of its own, as containers have it, cannot be renamed over: its bytes are
+    replaced.
+    """
     for wait in (0.05, 0.2, 0.5, None):
         try:
             return os.replace(tmp, path)
@@ -154,6 +189,9 @@ def _rename(tmp: Path, path: Path) -> None:
             elif error.errno in (*_LACKING, errno.EEXIST) and path.is_file():
                 path.unlink()  # for a moment there is none: the file system offers nothing better
                 return os.rename(tmp, path)
+            elif error.errno in (errno.EXDEV, errno.EBUSY) and path.is_file():
+                shutil.copyfile(tmp, path)
+                return tmp.unlink()
             else:
                 raise
 
@@ -174,8 +212,8 @@ def check_writable(path: str | Path) -> None:
 
     Makes the folder that `path` is to lie in; leaves nothing else.
     """
-    path = Path(path)
-    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
+    path = _behind(path)
+    probe = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -228,12 +266,12 @@ def remedy(path: str | Path, kind: str) -> str:
     """
     path = Path(os.path.abspath(path))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # Path.home() may raise
-    homes = {
-        "IFCSR_RESULTS": results_folder(),
-        "IFCSR_DATA": path_setting("IFCSR_DATA"),
-        "IFCSR_CACHE": path_setting("IFCSR_CACHE") or cache / "ifcsr",
-        "TORCH_HOME": path_setting("TORCH_HOME") or cache / "torch",
-    }
+    homes = {}
+    with contextlib.suppress(ValueError):  # a setting that is wrong itself is told where it is used
+        homes["IFCSR_RESULTS"] = results_folder()
+        homes["IFCSR_DATA"] = path_setting("IFCSR_DATA")
+        homes["IFCSR_CACHE"] = path_setting("IFCSR_CACHE") or cache / "ifcsr"
+        homes["TORCH_HOME"] = path_setting("TORCH_HOME") or cache / "torch"
     for setting, folder in homes.items():
         if folder and path.is_relative_to(os.path.abspath(folder)):
             return f"set {setting} to a folder {kind}"
@@ -309,7 +347,12 @@ def _git(*args: str) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if (ROOT / ".git").exists():
             done = subprocess.run(
-                ["git", "-C", ROOT, *args], capture_output=True, text=True, timeout=20, check=True
+                # no lock, in which a commit of the user's would run
+                ["git", "--no-optional-locks", "-C", ROOT, *args],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
             )
             return done.stdout.strip()
     return None
@@ -321,9 +364,24 @@ def _version(package: str) -> str | None:
     return None
 
 
+def _plain(value):
+    """Numbers and arrays of numpy, and tensors, as Python's own; paths as text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is no JSON; pass numbers, texts, lists and dicts")
+
+
 def write_json(value, path: str | Path) -> Path:
-    """Write JSON (NaN is refused) atomically."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    """Write JSON atomically. Numbers and arrays of numpy become Python's. Raises ValueError for NaN and
+    infinity, TypeError for what is no JSON, both naming path.
+    """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n"
+    except (TypeError, ValueError) as error:
+        more = "; NaN and infinity are none" if isinstance(error, ValueError) else ""
+        raise type(error)(f"{path} was not written: {error}{more}") from error
     with atomic(path) as tmp:
         tmp.write_bytes(text.encode())
     return Path(path)
@@ -367,14 +425,20 @@ def kind_of(path: str | Path) -> str:
 
 
 def write_sidecar(
-    path: str | Path, cfg: Config, inputs=(), seconds: float | None = None, kind: str | None = None
+    path: str | Path,
+    cfg: Config,
+    inputs=(),
+    seconds: float | None = None,
+    kind: str | None = None,
+    digest: str | None = None,
 ) -> Path:
     """Write the provenance of a file or folder that exists, with the sha256 of a file, so that `require`
     knows it.
 
-    kind: what it depends on, a key of config.DEPENDS or "result"; None takes `kind_of(path)`.
+    kind: what it depends on, a key of config.DEPENDS or "result"; None takes `kind_of(path)`. digest: sha256
+    of what was written there; None reads the file, which another process may have replaced meanwhile.
     """
-    own, kind = {"sha256": sha256(path)} if Path(path).is_file() else {}, kind or kind_of(path)
+    own, kind = {"sha256": digest or sha256(path)} if Path(path).is_file() else {}, kind or kind_of(path)
     own |= {"kind": kind, "depends": hash_of(cfg, kind)}
     return write_json(own | provenance(cfg, inputs, seconds), sidecar(path))
 
@@ -409,7 +473,7 @@ def write_bytes(data: bytes, path: Path, cfg: Config, inputs, seconds) -> Path:
                 return path
     with atomic(path) as tmp:
         tmp.write_bytes(data)
-    write_sidecar(path, cfg, inputs, seconds)
+    write_sidecar(path, cfg, inputs, seconds, digest=digest)
     return path
 
 

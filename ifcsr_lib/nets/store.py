@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..config import Config, resolve_model
@@ -32,8 +32,9 @@ class Saved:
         tensors = {k: p.detach().float().cpu().contiguous() for k, p in self.adapter(name).items()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        data = _ordered(save(tensors, {"format": "pt", "lora_adapter_metadata": settings}))
         with atomic(path) as tmp:
-            save_file(tensors, tmp, metadata={"format": "pt", "lora_adapter_metadata": settings})
+            tmp.write_bytes(data)
         return path
 
     def load_adapter(self, name: str, path: str | Path) -> None:
@@ -110,6 +111,20 @@ class Saved:
                     f"{path} is not the file that ifcsr.json describes (sha256 differs); get it again"
                 )
             self.load_adapter(name, path)
+
+
+def _ordered(data: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata sorted; the package writes it in an order of chance.
+
+    The format: 8 bytes of length, little-endian; a header in JSON, filled to a multiple of 8 with blanks; the
+    tensors (https://huggingface.co/docs/safetensors, "Format").
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def find(name: str | Path) -> Path:

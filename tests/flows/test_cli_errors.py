@@ -238,3 +238,69 @@ def test_a_place_that_takes_no_file_is_said_before_the_work(command, tmp_path, c
     more = ["--metrics", "niqe-pocket"] if command == "evaluate" else ["--no-open"]
     assert "it is a folder; choose another name" in error([command, source, *more, "--out", out], capsys)
     assert not list(out.iterdir()) and not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*"))
+
+
+CLOSED = """import os, sys
+sys.path.insert(0, {root!r})
+from ifcsr_lib import cli
+from ifcsr_lib.cli import describe
+def run(args):
+    print("words for the user"), print("and a note", file=sys.stderr)
+    with open({out!r}, "w") as file:
+        os.write(1, b"words of C"), os.write(2, b"words of C")
+        file.write(str(file.fileno()))
+    return 0
+describe.run = run
+sys.exit(cli.main(["describe"]))"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, closed):
+    """As cron jobs and services may have them: the first file that is opened would get the stream's number,
+    and with it all that is printed.
+    """
+    script, out = tmp_path / "script.py", tmp_path / "out.txt"
+    script.write_text(CLOSED.format(root=str(ROOT), out=str(out)))
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {script} {closed}"], timeout=300, check=False)
+    assert done.returncode == 0 and int(out.read_text()) > 2, out.read_text()
+
+
+def test_a_name_that_looks_like_an_option(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "-dash.png")
+    with pytest.raises(SystemExit):
+        main(["upscale", "-dash.png", "out.png"])
+    assert "write the file -dash.png as ./-dash.png" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["upscale", "--gama", "1", "a.png"])
+    assert "./" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["upscale", "", "out"],
+        ["upscale", "a.png", ""],
+        ["upscale", "a.png", "b.png", "--model", ""],
+        ["explore", ""],
+        ["explore", "a.png", "--out", ""],
+        ["evaluate", "", "hr"],
+        ["evaluate", "sr", ""],
+        ["data", "realsr", "--from", ""],
+    ],
+)
+def test_an_empty_argument_is_not_this_folder(argv, capsys):
+    """`upscale "$PHOTOS" out` with PHOTOS not set would take every picture of the folder one is in."""
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "it is empty; a variable that is not set" in capsys.readouterr().err
+
+
+def test_names_with_control_characters_stay_one_line(tmp_path, capsys):
+    """A name may neither break a line in two nor colour the terminal."""
+    bad = tmp_path / "a\n\x1b[31m.png"
+    bad.touch()
+    assert upscale_folder(OutOfMemory(), {bad: tmp_path / "b.png"}, 0.5) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "\x1b" not in text and text.count(r"a\n\x1b[31m.png") == 1, text

@@ -131,3 +131,28 @@ def test_lines_of_code(tool):
 def test_the_method_stays_readable(tool):
     lines, _ = tool.count_lines.count(tool.count_lines.METHOD)
     assert lines <= 500, f"{', '.join(tool.count_lines.METHOD)} have {lines} lines; allowed: 500"
+
+
+def named_tests(page: str) -> list[list[str]]:
+    """The names in the last column of each row of the tables of page that have a column "Test"."""
+    rows, inside = [], False
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[-1] == "Test":
+            inside = True
+        elif inside and set(cells[-1]) - {"-"}:
+            rows.append(re.findall(r"`(\w+)`", cells[-1]))
+    return rows
+
+
+def test_every_test_that_a_table_names_exists():
+    """The kinds of faults in docs/troubleshooting.md: each row has a test, and it is defined once or more."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    rows = named_tests((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert len(rows) > 40 and all(rows), "a row without a test"
+    assert not (lost := {name for row in rows for name in row} - defined), lost
+    page = "| a | Test |\n|---|---|\n| x | `test_a`, `test_b` |\n| y | none |\n\n| a |\n|---|\n| `z` |\n"
+    assert named_tests(page) == [["test_a", "test_b"], []]

@@ -4,11 +4,14 @@ one line.
 
 import copy
 import json
+import os
+import socket
 
 import pytest
 
 from ifcsr_lib.config import ROOT
-from ifcsr_lib.files.checks import POINTER, check_card, check_pointer, is_pointer
+from ifcsr_lib.errors import one_line
+from ifcsr_lib.files.checks import POINTER, check_card, check_pointer, is_pointer, oddity, printable
 
 LFS = POINTER + b"\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
 CARD = json.loads((ROOT / "data" / "pocket" / "adapters" / "ifcsr.json").read_text(encoding="utf-8"))
@@ -119,3 +122,53 @@ def test_pointers_are_told_wherever_a_file_is_read(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match="git-LFS pointer.*git lfs pull"):
             read()
+
+
+@pytest.fixture
+def oddities(tmp_path):
+    """{what: a path that is that}; a socket that stays open until the test ends."""
+    os.mkfifo(tmp_path / "p.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s.png"))
+        (tmp_path / "n.png").symlink_to("nowhere")
+        (tmp_path / "c.png").symlink_to("c.png")
+        yield {
+            "a pipe": [tmp_path / "p.png"],
+            "a socket": [tmp_path / "s.png"],
+            "a device": [os.devnull],
+            "a link that leads nowhere": [tmp_path / "n.png", tmp_path / "c.png"],
+        }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a POSIX system")
+def test_what_is_neither_file_nor_folder(oddities, tmp_path):
+    """Told apart without being opened: a pipe without a writer would be waited for without end."""
+    from ifcsr_lib.files.images import left_out, read_image
+
+    for what, paths in oddities.items():
+        for path in paths:
+            assert oddity(path) == what
+            check_pointer(path)
+            with pytest.raises(ValueError, match=f"is {what}; pass an image file"):
+                read_image(path)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "link", tmp_path / "none", "a\0b"):
+        assert oddity(path) == ""
+    text = left_out(tmp_path)
+    assert "c.png is a link that leads nowhere; n.png is a link" in text and "and 1 more alike" in text
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("a\nb", r"a\nb"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\x9b2J", r"\x9b2J"),
+        ("gnp.\u202eexe", r"gnp.\u202eexe"),
+        ("\udcfc", r"\udcfc"),
+    ],
+)
+def test_names_that_a_terminal_would_obey(name, shown):
+    assert printable(name) == shown and one_line(ValueError(f"x{name.replace(chr(10), '')}x")).isprintable()
+    assert printable("gr\u00fcn \u5199\u771f 1.png") == "gr\u00fcn \u5199\u771f 1.png"

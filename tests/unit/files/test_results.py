@@ -390,3 +390,105 @@ def test_sidecar_of_a_folder(cfg):
     with pytest.raises(ValueError, match="allow_nan|JSON compliant"):
         results.write_json(float("nan"), folder / "manifest.json")
     assert results.read_json(folder / "manifest.json") == [1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
+def test_a_link_stays_one_and_a_device_is_never_replaced(tmp_path):
+    """The file behind a link, on a larger disk say, is replaced; pipes and devices are refused at once."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.json").symlink_to("disk/b.json")  # not there yet
+    for value in (1, 2):
+        results.check_writable(tmp_path / "a.json")
+        results.write_json(value, tmp_path / "a.json")
+        assert (tmp_path / "a.json").is_symlink() and results.read_json(tmp_path / "disk" / "b.json") == value
+    assert names(tmp_path / "disk") == ["b.json"]
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "null.json").symlink_to(os.devnull)
+    for name, what in (("pipe.json", "a pipe"), ("null.json", "a device")):
+        for f in (results.check_writable, lambda path: results.write_json({}, path)):
+            with pytest.raises(OSError, match=f"it is {what}; choose another name"):
+                f(tmp_path / name)
+    assert os.path.exists(os.devnull) and names(tmp_path) == ["a.json", "disk", "null.json", "pipe.json"]
+
+
+@pytest.mark.parametrize("hours", [-24 * 365, 24 * 365])
+def test_a_clock_that_jumps_removes_no_file(tmp_path, monkeypatch, hours):
+    """Neither of a running process here, however old it looks, nor of another machine by this one's clock."""
+    real = time.time
+    own = f".a.{results._machine()}-{os.getpid():x}-0123abcd.tmp.csv"
+    other = ".a.00000000-1-0123abcd.tmp.csv"
+    for name in (own, other):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
+    os.utime(tmp_path / own, (0, 0))
+    assert results.sweep(tmp_path) == []
+    os.utime(tmp_path / other, (0, real() - 25 * 3600))
+    assert [p.name for p in results.sweep(tmp_path)] == [other] and names(tmp_path) == [own]
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY])
+def test_a_file_that_is_mounted_of_its_own(tmp_path, monkeypatch, number):
+    """`docker run -v a.csv:/work/a.csv`: no rename can replace it, its bytes can."""
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.replace", refuse)
+    with results.atomic(path) as tmp:
+        tmp.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["a.csv"]
+    with pytest.raises(OSError), results.atomic(tmp_path / "new.csv") as tmp:
+        tmp.write_bytes(b"new")
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_two_notebooks_that_write_one_table(cfg, table, monkeypatch):
+    """The other one's table lands between ours and our record: ours has other bytes, which `require` sees."""
+    own = results.write_sidecar
+
+    def meanwhile(path, *args, **kwargs):
+        path.write_text("gamma\n9\n")
+        return own(path, *args, **kwargs)
+
+    monkeypatch.setattr(results, "write_sidecar", meanwhile)
+    path = results.write_table(table, "gamma", cfg)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"gamma\.csv is not the file that gamma\.json describes: run note"):
+        results.require(path, cfg, "04")
+
+
+def test_looking_at_git_takes_no_lock(cfg, tmp_path, monkeypatch):
+    """Each record asks git for changes. Plain `git status` writes the index, and a commit of the user's that
+    runs at that moment fails.
+    """
+
+    def git(*args):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path, check=True)
+
+    for args in (["init", "-q"], ["add", "f"], ["commit", "-qm", "x"]):
+        (tmp_path / "f").write_text("x")
+        git(*args)
+    index = tmp_path / ".git" / "index"
+    os.utime(tmp_path / "f", (1, 1))  # the index now holds another time than the file has
+    before = index.read_bytes()
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.provenance(cfg)["dirty"] is False and index.read_bytes() == before
+    git("status", "--porcelain")
+    assert index.read_bytes() != before, "a plain status would have written it"
+
+
+def test_json_of_numpys_numbers(tmp_path):
+    value = {"a": np.float32(0.5), "b": [np.int64(3), np.bool_(True)], "c": np.arange(3), "d": tmp_path}
+    path = results.write_json(value, tmp_path / "a.json")
+    assert results.read_json(path) == {"a": 0.5, "b": [3, True], "c": [0, 1, 2], "d": str(tmp_path)}
+    before = path.read_bytes()
+    for bad, error, words in (
+        ({"a": {1, 2}}, TypeError, "a set is no JSON; pass numbers"),
+        ({np.int64(1): 2}, TypeError, "keys must be"),
+        ({"a": np.float32("nan")}, ValueError, "NaN and infinity"),
+    ):
+        with pytest.raises(error, match=rf"a\.json was not written: .*{words}"):
+            results.write_json(bad, path)
+    assert path.read_bytes() == before and names(tmp_path) == ["a.json"]

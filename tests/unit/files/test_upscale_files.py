@@ -1,5 +1,6 @@
 """`upscale` on files: what of a photograph's file comes out again, with a model that needs no network."""
 
+import os
 import re
 
 import numpy as np
@@ -296,3 +297,115 @@ def test_one_photo_leaves_no_journal_and_a_new_photo_joins_the_folder(folder_run
     assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png"), *TORCH]) == 0
     assert not (tmp_path / JOURNAL).exists()
     assert main(["upscale", str(source / "new.png"), str(tmp_path / "one.png"), *TORCH]) == 2
+
+
+def test_outputs_in_the_photos_own_folder_are_no_photos(tmp_path, monkeypatch, capsys):
+    """IN is OUT: a second run would take what the first one made for photographs, and a third one that, 64
+    times as large. A photo that replaced an output is one.
+    """
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: Tinting())
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(NOISE[..., :3]).save(folder / name)
+    argv = ["upscale", str(folder), str(folder), *TORCH]
+    for options in ([], [], ["--overwrite"]):
+        assert main([*argv, *options]) == 0
+        assert sorted(p.name for p in folder.glob("[a-z]*")) == ["a.jpg", "a.png", "b.jpg", "b.png"]
+    assert "left out 2 pictures that upscale made" in capsys.readouterr().err
+    Image.fromarray(NOISE).save(folder / "b.png")
+    assert main([*argv, "--overwrite"]) == 0
+    assert read_image(folder / "b.png.png").rgb.shape[2:] == (80, 96)
+    for name in ("a.jpg", "b.jpg", "b.png"):
+        (folder / name).unlink()
+    capsys.readouterr()
+    assert main(argv) == 2 and "no images but those that upscale made" in capsys.readouterr().err
+
+
+def test_two_runs_into_one_folder(folder_run, tmp_path, capsys):
+    """The other run, of another gamma, is faster with one photograph: its file stays, and that is said."""
+    _, out, run = folder_run
+
+    class Late(Tinting):
+        def endpoints(self, lq):
+            if self.seen == 1:
+                (out / "1.png").write_bytes(b"of the other run")
+            return super().endpoints(lq)
+
+    assert run(Late()) == 1
+    said = capsys.readouterr()
+    assert "1.png was written by another program meanwhile" in said.err and "3 of 4 photos" in said.out
+    assert (out / "1.png").read_bytes() == b"of the other run"
+    assert run(Late(), "--overwrite") == 0 and (out / "1.png").read_bytes() != b"of the other run"
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "\u00e9" * 125])
+def test_a_name_too_long_is_told_before_the_work(tmp_path, monkeypatch, capsys, name):
+    """photo.png and photo.jpg become photo.png.png and photo.jpg.png: 4 bytes more than a name may have."""
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: pytest.fail("a model was loaded"))
+    (tmp_path / "in").mkdir()
+    for suffix in ("png", "jpg"):
+        Image.fromarray(NOISE[..., :3]).save(tmp_path / "in" / f"{name}.{suffix}")
+    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *TORCH]) == 2
+    assert "allowed: 255. Give its photo a shorter name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix, side", [("webp", 4096), ("jpg", 16376)])
+def test_a_side_too_long_for_the_format_costs_no_work(tmp_path, capsys, suffix, side):
+    """A long narrow one, and the largest that still fits."""
+    jobs, model = {}, Bicubic()
+    for name, width in (("long", side), ("fits", side - 1)):
+        Image.new("L", (width, 16)).save(tmp_path / f"{name}.png")
+        jobs[tmp_path / f"{name}.png"] = tmp_path / f"{name}.{suffix}"
+    seen, own = [], model.endpoints
+    model.endpoints = lambda lq: seen.append(lq.shape[-1]) or own(lq)
+    assert upscale_folder(model, jobs, 0.5) == 1 and seen == [side - 1]
+    assert f"would be {4 * side}x64 pixels" in capsys.readouterr().err
+    with Image.open(tmp_path / f"fits.{suffix}") as image:
+        assert image.size == (4 * side - 4, 64)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links, pipes and devices")
+@pytest.mark.parametrize(
+    "out, words",
+    [
+        (os.devnull, "is a device, not a folder"),
+        ("/dev/full", "is a device, not a folder"),
+        ("nowhere", "is a link that leads nowhere, not a folder"),
+        ("circle/x.png", "is a link that leads nowhere, not a folder"),
+        ("file/x.png", "is a file, not a folder"),
+        ("pipe.png", "is a pipe, which is never replaced"),
+    ],
+)
+def test_places_that_take_no_picture(tmp_path, monkeypatch, capsys, out, words):
+    """Each in a line that names the place, before a model loads; none of them is replaced."""
+    monkeypatch.setattr("ifcsr_lib.models.load", lambda name: pytest.fail("a model was loaded"))
+    Image.fromarray(NOISE[..., :3]).save(tmp_path / "a.png")
+    (tmp_path / "nowhere").symlink_to("none")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert main(["upscale", str(tmp_path / "a.png"), str(tmp_path / out), "--overwrite", *TORCH]) == 2
+    said = capsys.readouterr().err
+    assert words in said and str(tmp_path / out).removesuffix("/x.png") in said and said.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before and (tmp_path / "pipe.png").is_fifo()
+
+
+def test_an_output_that_is_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "upscaled.png").symlink_to("disk/large.png")
+    out = upscaled(Image.fromarray(NOISE), tmp_path)
+    assert out.is_symlink() and read_image(tmp_path / "disk" / "large.png").rgb.shape[2:] == (80, 96)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b"3", b'{"file": "0.png"}', b'{"file": "0.png", "settings": [1]}', b"[" * 10**5, b"\xff"]
+)
+def test_a_journal_of_another_version(folder_run, line):
+    """Lines of another form count for nothing; the files that they name are not taken for ours."""
+    _, out, run = folder_run
+    assert run(Stopping(2)) == 130
+    with open(out / JOURNAL, "ab") as file:
+        file.write(b"\n" + line + b"\n")
+    assert run(model := Tinting()) == 0 and model.seen == 2

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 
 from ifcsr_lib import config
@@ -94,3 +95,24 @@ def test_replace_checks_too():
     assert isinstance(cfg.replace(k=1.0), Config)
     with pytest.raises(ValueError, match="unknown"):
         cfg.replace(kk=1.0)
+
+
+@pytest.mark.parametrize("text", ['"/data"', "'/data'", "/data\r", " /data", "/data "])
+def test_a_setting_as_env_files_leave_it(monkeypatch, text):
+    """Docker's --env-file keeps quotes, a file of Windows its line ends; nobody wants such a folder."""
+    for name in ("IFCSR_RESULTS", "IFCSR_DATA"):
+        monkeypatch.setenv(name, text)
+        with pytest.raises(ValueError, match=f"{name} is .*leave out quotes and blanks"):
+            config.path_setting(name)
+        monkeypatch.setenv(name, "/my data's")
+        assert str(config.path_setting(name)) == "/my data's"
+
+
+def test_numbers_of_numpy_are_settings():
+    """Of the types that they mean, so that neither hash, nor record, nor message shows their origin."""
+    cfg = resolve("smoke", overrides={"k": np.float64(3), "rank": np.int64(8), "lr": np.float32(0.5)})
+    assert cfg == resolve("smoke", overrides={"k": 3.0, "rank": 8, "lr": 0.5}) and "np." not in repr(cfg)
+    assert {type(cfg.k), type(cfg.rank), type(cfg.lr)} == {float, int}
+    assert resolve("smoke", seed=np.int64(3)) == resolve("smoke", seed=3)
+    with pytest.raises(TypeError, match=r"rank=8.0 came as float; pass int"):
+        resolve("smoke", overrides={"rank": np.float64(8)})

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from helpers import randomised
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import models, sd21
@@ -114,6 +114,21 @@ def test_save_and_load(model, tmp_path):
     assert torch.equal(a.x_fid, b.x_fid) and torch.equal(a.x_real, b.x_real)
     keys = load_file(tmp_path / "m" / "fidelity.safetensors")
     assert all(k.startswith("unet.") and k.split(".")[-2] in ("lora_A", "lora_B") for k in keys)
+
+
+def test_equal_weights_give_equal_bytes(model, tmp_path):
+    """Hashes of two equal trainings are equal; 12 times, as the order of the metadata was one of chance."""
+    saved = {model.save_adapter("fidelity", tmp_path / "a.safetensors").read_bytes() for _ in range(12)}
+    assert len(saved) == 1
+    (data,) = saved
+    assert (
+        load(data).keys() == load_file(tmp_path / "a.safetensors").keys() == model.adapter("fidelity").keys()
+    )
+    assert all(torch.equal(p.detach(), load(data)[k]) for k, p in model.adapter("fidelity").items())
+    assert int.from_bytes(data[:8], "little") % 8 == 0, "tensors begin at a multiple of 8 bytes"
+    folders = [model.save(tmp_path / name) for name in "bc"]
+    first, second = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
+    assert first == second and len(first) == 3
 
 
 def test_a_saved_model_finds_its_backbone_elsewhere(tiny_cfg, tiny_backbone, tmp_path):
