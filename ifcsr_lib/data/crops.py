@@ -36,7 +36,7 @@ class PhotoFile:
 
 def photos(split: str) -> list[PhotoFile]:
     """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or
-    "sheet", three more that only notebook 91's contact sheet shows.
+    "sheet", three more for contact sheets.
 
     They are in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises
     FileNotFoundError or ValueError naming the package when a file is missing or differs.

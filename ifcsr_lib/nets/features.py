@@ -63,8 +63,7 @@ def lpips_lins() -> list[Tensor]:
 
 
 class PocketFeatures(nn.Module):
-    """VGG16's convolutions conv1_1 to conv4_3 with ReLU, tapped at the end of each block, and how strong the
-    texture is around each place: the root mean square of the maps of blocks 3 and 4 over 16 x 16 pixels.
+    """VGG16 from conv1_1 to pool4: relu1_2, relu2_2, relu3_3, relu4_3 and what block 5 would see, pool4.
 
     (N, 3, H, W) in [0, 1] -> five maps of `channels` at strides 1, 2, 4, 8, 16. Sides of at least 16 pixels.
     Weights: data/pocket/features.safetensors, the layers of an edge detector that was tuned from ImageNet's
@@ -83,8 +82,8 @@ class PocketFeatures(nn.Module):
                 nn.Sequential(*(m for c, d in sides for m in (nn.Conv2d(c, d, 3, padding=1), nn.ReLU())))
             )
         self.blocks = nn.ModuleList(blocks)
-        # DECISION D48: the file has no block 5. Texture where its strokes may move takes that place
-        self.channels = (*widths, widths[2] + widths[3])
+        # DECISION D48: the file ends before block 5; pool4 stands in for relu5_3
+        self.channels = (*widths, widths[3])
         self.register_buffer("mean", torch.tensor([104.007, 116.669, 122.679]).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -92,8 +91,7 @@ class PocketFeatures(nn.Module):
         for i, block in enumerate(self.blocks):
             f = block(F.max_pool2d(f, 2) if i else f)
             maps.append(f)
-        strength = [F.avg_pool2d(m.square(), s).add(1e-6).sqrt() for m, s in ((maps[2], 4), (maps[3], 2))]
-        return [*maps, torch.cat([unit(m) for m in strength], 1)]
+        return [*maps, F.max_pool2d(maps[-1], 2)]
 
 
 def pocket_features() -> tuple[PocketFeatures, list[Tensor]]:

@@ -11,6 +11,7 @@ history.json, and at the end unet/, vae/ and empty_prompt.safetensors in the lay
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import Dataset
 
 from ifcsr_lib import config, data, images, loss, results, trainer
@@ -146,6 +149,26 @@ class Tiles(Dataset):
         return {"x_H": x[0], "x_L": x[1], "x_T": x[2], "index": i, "name": f"tile {n}"}
 
 
+class Critic(nn.Module):
+    """Says whether latents are the teacher's: (z, z_L), each (N, 48, h, w) -> (N, 1, h, w), above 0 for yes.
+
+    Latents are pixels, 4 x 4 of them in one position, so that a weave of that period is plain to see. Each
+    answer sees 44 x 44 pixels and the LQ there.
+    """
+
+    def __init__(self, width: int = 96):
+        super().__init__()
+        sizes = (2 * LATENTS, width, width, width, width)
+        convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes)]
+        self.layers = nn.Sequential(
+            *(m for conv in convs for m in (spectral_norm(conv), nn.LeakyReLU(0.2))),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+
+    def forward(self, z: Tensor, z_L: Tensor) -> Tensor:
+        return self.layers(torch.cat([z, z_L], 1))
+
+
 class Backbone:
     """UNet and prompt learn, in pixels; the autoencoder stays the rearrangement of pixels that it is.
 
@@ -156,7 +179,8 @@ class Backbone:
     the decoder gives pixels back, and a step takes half of the time.
     loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of
     all samples but the last `noisy`, which predict noise n at t above 1.
-    distance: loss.feature_distance to the teacher's picture, or None.
+    distance: loss.feature_distance to the teacher's picture, or None. critic: with its weight, adds
+    -weight * critic(z, z_L) for the UNet, and the hinge loss of telling z from z_T for the critic.
     """
 
     name = "backbone"
@@ -171,19 +195,22 @@ class Backbone:
         features: float = 0.0,
         noisy: int = 2,
         latents_only: bool = False,
+        critic: Critic | None = None,
+        weight: float = 0.0,
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.eval(), cfg
         self.distance, self.features, self.noisy, self.latents_only = distance, features, noisy, latents_only
-        self.schedule = noise_schedule()
+        self.schedule, self.critic, self.weight = noise_schedule(), critic, weight
         vae.requires_grad_(False)
 
     def modules(self) -> list[nn.Module]:
-        return [self.unet, self.vae, nn.ParameterList([self.prompt])] + (
-            [self.distance] if self.distance else []
-        )
+        others = [part for part in (self.distance, self.critic) if part]
+        return [self.unet, self.vae, nn.ParameterList([self.prompt]), *others]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return {f"unet.{n}": p for n, p in self.unet.named_parameters()} | {"prompt": self.prompt}
+        parts = {"unet": self.unet} | ({"critic": self.critic} if self.critic else {})
+        named = {f"{part}.{n}": p for part, net in parts.items() for n, p in net.named_parameters()}
+        return named | {"prompt": self.prompt}
 
     def loss(self, batch: dict) -> trainer.Step:
         cfg, index, n = self.cfg, batch["index"], len(batch["x_H"])
@@ -193,7 +220,7 @@ class Backbone:
         )
         with torch.no_grad():
             z = self.vae.encode(2 * torch.cat([x_L[:m], x_H[m:]]) - 1).latent * SCALE
-            z_T = self.vae.encode(2 * x_T[:m] - 1).latent * SCALE if self.latents_only else None
+            z_T = self.vae.encode(2 * x_T[:m] - 1).latent * SCALE
         noise = data.normal(cfg.seed, index[m:], z.shape[1:]).to(z)
         t = (cfg.timestep + 1 + (999 - cfg.timestep) * data.uniform(cfg.seed, index)).long()
         t[:m] = cfg.timestep
@@ -209,6 +236,12 @@ class Backbone:
             if self.features:
                 parts["features"] = self.distance(x, x_T[:m])[1:].mean()
                 total = total + self.features * parts["features"]
+        if self.critic:
+            z_S, weights = z[:m] - eps[:m], {n: p.detach() for n, p in self.critic.named_parameters()}
+            parts["critic"] = -functional_call(self.critic, weights, (z_S, z[:m])).mean()
+            real, fake = self.critic(z_T, z[:m]), self.critic(z_S.detach(), z[:m])
+            parts["told apart"] = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+            total = total + self.weight * parts["critic"] + parts["told apart"]
         if self.noisy:
             parts["noise"] = F.mse_loss(eps[m:], noise)
             total = total + 0.1 * parts["noise"]
@@ -249,6 +282,7 @@ def main() -> None:
     parser.add_argument(
         "--latents", action="store_true", help="train the UNet on latents alone, twice as fast"
     )
+    parser.add_argument("--critic", type=float, default=0.0, help="weight of the critic's answer")
     parser.add_argument("--features", type=float, default=0.0, help="weight of the loss network's distance")
     args = parser.parse_args()
     overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
@@ -266,10 +300,20 @@ def main() -> None:
         prompt = load_file(args.init / "empty_prompt.safetensors")["prompt"].float()
     if args.features and args.latents:
         parser.error("--latents has no pictures to compare in --features; choose one")
+    critic = Critic() if args.critic else None
     if args.features:
         distance = loss.feature_distance(cfg)
     objective = Backbone(
-        unet, nn.Parameter(prompt), vae, cfg, distance, args.features, args.noisy, args.latents
+        unet,
+        nn.Parameter(prompt),
+        vae,
+        cfg,
+        distance,
+        args.features,
+        args.noisy,
+        args.latents,
+        critic,
+        args.critic,
     )
     tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
     history = trainer.train(objective, tiles, cfg, args.out, args.steps, tell)

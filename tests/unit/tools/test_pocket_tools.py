@@ -173,3 +173,32 @@ def test_latents_alone_measure_what_pixels_measure(tiles):
     pixels, latents = (objective.loss(batch).logs["pixels"] for objective in both)
     assert latents == pytest.approx(pixels, rel=0.02)
     assert not any(n.startswith("decoder") for n in both[1].trainable())
+
+
+def test_the_critic_teaches_the_unet_and_learns_apart_from_it(tiles):
+    """Its weights get no gradient from what it tells the UNet, and the UNet none from its own lesson."""
+    folder, *_ = tiles
+    cfg = config.resolve("smoke", 0, {"patch": 64, "batch": 3})
+    batch = torch.utils.data.default_collate([train_backbone.Tiles(folder, 64, 0, 4)[i] for i in range(3)])
+    vae, gradients = train_backbone.new_autoencoder(), {}
+    torch.manual_seed(0)
+    unet, critic = train_backbone.new_unet((16, 16, 32)), train_backbone.Critic(8)
+    nn.init.normal_(unet.conv_out.weight, std=0.01)
+    for weight in (0.0, 1.0):
+        prompt = nn.Parameter(torch.zeros(1, 4, 64))
+        state = {k: v.clone() for k, v in critic.state_dict().items()}
+        objective = train_backbone.Backbone(
+            unet, prompt, vae, cfg, noisy=1, latents_only=True, critic=critic, weight=weight
+        )
+        trained = objective.trainable()
+        for p in trained.values():
+            p.grad = None
+        step = objective.loss(batch)
+        step.loss.backward()
+        gradients[weight] = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+        critic.load_state_dict(state)  # spectral norm keeps a running estimate
+    without, with_it = gradients[0.0], gradients[1.0]
+    assert all(torch.equal(without[n], with_it[n]) for n in without if n.startswith("critic."))
+    assert any(not torch.equal(without[n], with_it[n]) for n in without if n.startswith("unet."))
+    assert any(g.abs().sum() > 0 for n, g in with_it.items() if n.startswith("critic."))
+    assert {"critic", "told apart"} <= set(step.logs)
