@@ -115,6 +115,15 @@ def test_crops_of_tiles_belong_together(tiles):
         train_backbone.Tiles(folder, 96, 0, 5)
 
 
+def test_a_teacher_that_painted_something_else_is_refused(tiles):
+    folder, paths, *_ = tiles
+    arrays = dict(np.load(paths[1]))
+    arrays["x_T"][1] = 255 - arrays["x_T"][1]
+    np.savez(paths[1], **arrays)
+    with pytest.raises(ValueError, match=f"{paths[1].name}: the teacher's picture of tile 1 is .* levels"):
+        train_backbone.Tiles(folder, 96, 0, 4)
+
+
 def test_autoencoder_starts_as_a_rearrangement():
     vae, x = (
         train_backbone.new_autoencoder(),
