@@ -109,7 +109,7 @@ def new_unet(widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
     return unet
 
 
-APART = 40  # levels of 255 between teacher and photograph, both shrunk four times; the most that is right has 31
+APART = 40  # levels of 255 between teacher and photograph, both shrunk four times; right ones have up to 31
 
 
 def shrunk(x: np.ndarray) -> np.ndarray:
