@@ -5,16 +5,25 @@ result.
 from __future__ import annotations
 
 import contextlib
+import zlib
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .control import Endpoints
+from . import control
 from .evaluate import METRICS
 from .files.images import to_uint8
 
+RECIPES = (
+    "this run",
+    "released",
+    "single stage, baseline",
+    "two stages, k = 1 (baseline)",
+    "two stages, k = 3",
+    "two stages, k = 7",
+)
 STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -70,7 +79,10 @@ def pictures(
 
 
 def strip(
-    ends: Endpoints, gammas=(0.0, 0.25, 0.5, 0.75, 1.0), crop: tuple[int, int, int] | None = None, hr=None
+    ends: control.Endpoints,
+    gammas=(0.0, 0.25, 0.5, 0.75, 1.0),
+    crop: tuple[int, int, int] | None = None,
+    hr=None,
 ):
     """One image along gamma, bicubic first and, when given, the reference last."""
     images = {"bicubic": ends.x_L} if ends.x_L is not None else {}
@@ -80,7 +92,7 @@ def strip(
     return pictures(images, columns=len(images), crop=crop)
 
 
-def sheet(rows: dict[str, tuple[Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
+def sheet(rows: dict[str, tuple[control.Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
     """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre
     crops.
     """
@@ -169,9 +181,9 @@ def spectrum(
         for ax, y in zip(axes[0], ys):
             for name, table in tables.items():
                 a, b = table[x].astype(float), table[y].astype(float)
-                (line,) = ax.plot(a, b, "-", lw=1.5, label=name)
-                ax.plot(a.iloc[0], b.iloc[0], "o", mfc="white", color=line.get_color())
-                ax.plot(a.iloc[-1], b.iloc[-1], "o", color=line.get_color())
+                ax.plot(a, b, "-", lw=1.5, label=name, color=colour(name))
+                ax.plot(a.iloc[0], b.iloc[0], "o", mfc="white", color=colour(name))
+                ax.plot(a.iloc[-1], b.iloc[-1], "o", color=colour(name))
             for name, row in (points or {}).items():
                 at = float(row[x]), float(row[y])
                 ax.plot(*at, "k*", ms=9)
@@ -182,6 +194,13 @@ def spectrum(
         axes[0, -1].legend(fontsize=8)
         fig.tight_layout()
     return fig
+
+
+def colour(name: str):
+    """The colour of a method, the same in every figure: in order for strategies and recipes, else by hash."""
+    known = [*control.strategies(), *RECIPES]
+    place = known.index(name) if name in known else zlib.crc32(name.encode())
+    return plt.get_cmap("tab20").colors[place % 20]
 
 
 def axis_label(metric: str) -> str:

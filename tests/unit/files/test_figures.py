@@ -49,3 +49,11 @@ def test_style_ends_with_the_block_and_loading_the_library_opens_no_window():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_method_has_one_colour_and_no_other_of_a_figure_has_it():
+    from ifcsr_lib import control, figures
+
+    names = [*control.strategies(), *figures.RECIPES]
+    assert len({figures.colour(name) for name in names}) == len(names)
+    assert figures.colour("my own") == figures.colour("my own")
