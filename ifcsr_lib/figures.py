@@ -157,6 +157,32 @@ class Live(Bar):
         plt.close(fig)
 
 
+def bars(rows: dict[str, Tensor], ticks: list[str], ylabel: str):
+    """Groups of bars, one group a tick and one bar of it a row; a dashed line marks 1, where ratios are even.
+
+    rows: {name in the legend: (T,) finite numbers}. ticks: T names. Raises ValueError when a row has another
+    length.
+    """
+    for name, values in rows.items():
+        if len(values) != len(ticks):
+            raise ValueError(
+                f"{name!r} has {len(values)} numbers and there are {len(ticks)} ticks; pass one each"
+            )
+    width = 0.8 / len(rows)
+    with styled():
+        fig, ax = plt.subplots(figsize=(7, 2.8))
+        for i, (name, values) in enumerate(rows.items()):
+            left = (i - (len(rows) - 1) / 2) * width
+            ax.bar([t + left for t in range(len(ticks))], [float(v) for v in values], width, label=name)
+        ax.axhline(1, color="black", lw=1, ls="--")
+        ax.set(ylabel=ylabel)
+        ax.set_xticks(range(len(ticks)), ticks)
+        ax.grid(visible=False, axis="x")
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        fig.tight_layout()
+    return fig
+
+
 def gamma_curves(table: pd.DataFrame, columns: list[str]):
     """One panel per metric against gamma. table: indexed by gamma, as evaluate.sweep gives it."""
     with styled():

@@ -3,17 +3,21 @@
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
+from ifcsr_lib import figures
 from ifcsr_lib.config import ROOT
 
 FIRST = {
     "losses": 'fig = figures.losses([{"step": i, "loss": 1 / i} for i in range(1, 9)], "training")',
     "gamma_curves": 'fig = figures.gamma_curves(table, ["psnr"])',
     "spectrum": 'fig = figures.spectrum({"run": table}, "psnr", ["niqe"])',
+    "bars": 'fig = figures.bars({"a": torch.rand(2), "b": torch.rand(2)}, ["x", "y"], "height")',
     "pictures": 'fig = figures.pictures({"a": torch.rand(3, 16, 16)})',
 }
 IMPORTS = """import pandas as pd
@@ -38,6 +42,19 @@ def test_every_cell_shows_its_figure(first, tmp_path):
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = dict(zip(("imports", *order, "plain", "none"), map(images, book.cells), strict=True))
     assert shown == {"imports": 0, **dict.fromkeys(order, 1), "plain": 1, "none": 0}
+
+
+def test_bars_show_each_number_above_its_own_tick():
+    fig = figures.bars({"a": torch.tensor([1.0, 2.0]), "b": [3, 4]}, ["x", "y"], "height")
+    (ax,) = fig.axes
+    first, second = ([(b.get_center()[0], b.get_height()) for b in row] for row in ax.containers)
+    plt.close(fig)
+    assert [h for _, h in first] == [1, 2] and [h for _, h in second] == [3, 4]
+    for (a, _), (b, _), tick in zip(first, second, ax.get_xticks(), strict=True):
+        assert a < tick < b and a + b == pytest.approx(2 * tick)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["x", "y"]
+    with pytest.raises(ValueError, match="'a' has 1 numbers and there are 2 ticks"):
+        figures.bars({"a": [1.0]}, ["x", "y"], "height")
 
 
 def test_style_ends_with_the_block_and_loading_the_library_opens_no_window():
