@@ -17,7 +17,7 @@ help:  ## this list
 env:  ## .venv from requirements.lock; reused as long as the lock is the same
 	@./tools/env.sh "$(PYTHON)"
 
-reproduce: env  ## notebooks 00-09 through papermill; writes results/$(PROFILE)/
+reproduce: env  ## notebooks 00-10 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
 # `-n 2` and notebooks do not mix: each notebook reads what the ones before it wrote. Pytest's 5 says that ARGS chose no test.

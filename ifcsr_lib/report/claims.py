@@ -129,7 +129,7 @@ def claims(cfg: Config, tables: Tables) -> list[Claim]:
     out.append(
         Claim(
             "Beyond the paper", text, "beyond_ghosting_known", "photographs moved by a known shift",
-            "notebook 08", ghosts,
+            "notebook 10", ghosts,
         )
     )  # fmt: skip
     for folder, name in REPORTED.items():

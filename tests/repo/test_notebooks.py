@@ -21,8 +21,9 @@ NAMES = (
     "05_ablations",
     "06_explorer",
     "07_control_cost",
-    "08_beyond_two_ends",
+    "08_maps_and_bands",
     "09_denoising",
+    "10_ghosts_and_more_ends",
 )
 MACHINE_PATH = re.compile(r"(?<![\w.])(/(home|Users|root|tmp|work|mnt|opt|var|data)/|[A-Za-z]:\\\\?\w)")
 notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
