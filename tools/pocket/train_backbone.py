@@ -241,6 +241,7 @@ class Backbone:
             z_T = self.vae.encode(2 * x_T[:m] - 1).latent * SCALE
         noise = data.normal(cfg.seed, index[m:], z.shape[1:]).to(z)
         t = (cfg.timestep + 1 + (999 - cfg.timestep) * data.uniform(cfg.seed, index)).long()
+        # DECISION D26: most of a batch restores at t = 1, the rest predicts noise
         t[:m] = cfg.timestep
         z_in = torch.cat([z[:m], self.schedule.add_noise(z[m:], noise, t[m:])])
         eps = self.unet(z_in, t.to(z.device), self.prompt.expand(n, -1, -1)).sample
