@@ -11,6 +11,9 @@ import pytest
 from ifcsr_lib.config import ROOT
 
 HERE = Path(__file__).parent
+FIGURES = "pictures|strip|sheet|losses|gamma_curves|spectrum"
+# on a line of its own, not in a loop or a branch that may not be entered
+DRAWS = re.compile(rf"^(?! ).*(figures\.({FIGURES})|plt\.subplots)\(", re.MULTILINE)
 # one for all: each notebook reads what earlier ones wrote
 _results = tempfile.TemporaryDirectory(prefix="ifcsr-nbval-")
 
@@ -58,3 +61,14 @@ def pytest_runtest_setup(item):
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("PYTHONHASHSEED", "0")
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A cell that makes a figure shows it: nbval compares no pictures and would not miss one."""
+    result = yield
+    if DRAWS.search(item.cell.source) and not any(
+        "image/png" in output.get("data", {}) for output in item.test_outputs
+    ):
+        pytest.fail(f"{item.name} makes a figure, and its output has no picture")
+    return result
