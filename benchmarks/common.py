@@ -14,7 +14,7 @@ def machine() -> str:
     """Processor, its count, torch's threads and version, without the host's name."""
     import torch
 
-    from ifcsr_lib.report.page import processor
+    from ifcsr_lib.files.results import processor
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"

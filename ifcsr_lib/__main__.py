@@ -1,10 +1,22 @@
-"""python -m ifcsr_lib COMMAND: see cli."""
+"""python -m ifcsr_lib, and the console command `ifcsr`: see ifcsr_lib.cli."""
 
+import os
 import sys
 
 from .cli import main
-from .start import patient_threads
+
+
+def run() -> int:
+    """`cli.main`, in which OpenMP's threads sleep while they wait, also in notebooks and processes that it
+    starts.
+
+    Left alone they spin, and take the core from whatever else runs. libgomp, which torch's Linux wheels
+    carry, reads OMP_WAIT_POLICY once, as it loads: so it is set before torch is imported. A value of the
+    user's stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return main()
+
 
 if __name__ == "__main__":
-    patient_threads()  # the command's own torch, and that of notebooks and processes which it starts
-    sys.exit(main())
+    sys.exit(run())

@@ -279,7 +279,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def left_out(folder: str | Path) -> str:
     """One line on the pictures of a folder that `list_images` leaves out, with their number; "" for none."""
-    kinds, known = (OTHERS | READ_ONLY) - set(readable()), set(readable())
+    known = set(readable())
+    kinds = (OTHERS | READ_ONLY) - known
     count = collections.Counter(p.suffix.lower() for p in _visible(Path(folder)))
     there = [f"{count[kind]} {kind}" for kind in sorted(kinds & set(count))]
     # a share that is not mounted, a pipe: what looks like a picture by its name

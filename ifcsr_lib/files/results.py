@@ -326,6 +326,14 @@ def provenance(cfg: Config, inputs=(), seconds: float | None = None) -> dict:
     }
 
 
+def processor() -> str:
+    """The processor's model name where Linux tells it, else its architecture. No host name."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (found := re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)):
+        return found[1]
+    return platform.processor() or platform.machine()
+
+
 def recorded(cfg: Config) -> dict:
     """{field: value} of a Config as records hold it: of an absolute path only the name."""
     return {

@@ -96,9 +96,11 @@ def claims(cfg: Config, tables: Tables) -> list[Claim]:
     }
     out += [Claim("Along gamma", text, *sweep, check) for text, check in along.items() for sweep in sweeps]
 
+    def ask(group: str, table: str, of: str, needs: str, checks: dict[str, Check]) -> None:
+        out.extend(Claim(group, text, table, of, needs, check) for text, check in checks.items())
+
     table = "ablation_seeds" if "ablation_seeds" in tables.frames else "ablation"
-    ablation = ("What each ingredient is worth", table, "recipes of one budget", "notebook 05")
-    for text, check in {
+    checks = {
         "A single stage with the baseline loss does not tell its ends apart: they have less than half the "
         "distance of those of two stages with the specialised loss": undivided,
         "Two stages are wider than one, both with the baseline loss": wider(BASELINE, SINGLE),
@@ -106,38 +108,31 @@ def claims(cfg: Config, tables: Tables) -> list[Claim]:
             SPECIALISED, BASELINE
         ),
         "Two stages with the specialised loss are wider than a single stage": wider(SPECIALISED, SINGLE),
-    }.items():
-        out.append(Claim(ablation[0], text, *ablation[1:], check))
+    }
+    ask("What each ingredient is worth", table, "recipes of one budget", "notebook 05", checks)
 
-    cost = ("What control costs", "control_cost", "ten strategies on one backbone", "notebook 07")
-    for text, check in {
+    cost, of = "What control costs", "ten strategies on one backbone"
+    checks = {
         "Moving the slider calls no network": no_network,
         "Blending pixels costs less than control that runs a network for each move": pays_off,
-    }.items():
-        out.append(Claim(cost[0], text, *cost[1:], check))
-    text = "Each step of the slider changes the picture alike, on a straight line"
-    out.append(Claim(cost[0], text, "control_smoothness", *cost[2:], even))
+    }
+    ask(cost, "control_cost", of, "notebook 07", checks)
+    checks = {"Each step of the slider changes the picture alike, on a straight line": even}
+    ask(cost, "control_smoothness", of, "notebook 07", checks)
 
-    other = ("Another task", "denoising", "denoising, held-out photographs", "notebook 09")
-    for text, check in {
+    checks = {
         "The recipe carries over: the faithful end beats the noisy input in PSNR": beats_noise,
         "The recipe carries over: PSNR and NIQE both fall from gamma 0 to 1": spectrum,
-    }.items():
-        out.append(Claim(other[0], text, *other[1:], check))
+    }
+    ask("Another task", "denoising", "denoising, held-out photographs", "notebook 09", checks)
 
     text = "Where the ends draw an edge at two places, the aligned blend doubles it less, and keeps both ends"
-    out.append(
-        Claim(
-            "Beyond the paper", text, "beyond_ghosting_known", "photographs moved by a known shift",
-            "notebook 10", ghosts,
-        )
-    )  # fmt: skip
+    of = "photographs moved by a known shift"
+    ask("Beyond the paper", "beyond_ghosting_known", of, "notebook 10", {text: ghosts})
     for folder, name in REPORTED.items():
         text = f"The paper's scores on {name} are reached, each within {SHARE:.0%}"
         needs = f"profile paper, and notebook 04 with IFCSR_DATA, which holds {folder}/"
-        out.append(
-            Claim("The paper's own scores", text, f"reported_{folder}", f"{TRAINED}, {name}", needs, reached)
-        )
+        ask("The paper's own scores", f"reported_{folder}", f"{TRAINED}, {name}", needs, {text: reached})
     return out
 
 

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import platform
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from string import Template
@@ -18,11 +17,11 @@ from PIL import Image
 
 from ..config import ROOT, Config, resolve
 from ..errors import one_line
-from ..files.results import atomic, fault, provenance, recorded, sidecar
+from ..files.results import atomic, processor, provenance, recorded
 from .claims import FAILS, HOLDS, NOT_RUN, REPORTED, SHARE, Verdict, judge
 from .notebooks import duration, executed
 from .reference import BEYOND, COUNTS, NOT_COMPARED, OTHERS, TOLERANCE, WITHIN, Comparison, compare
-from .tables import Tables, Unread, read, read_all
+from .tables import Tables, Unread, check, read, read_all
 
 IMAGE_LIMIT = 150_000  # bytes of an embedded figure, in base64
 SLIDER_LIMIT = 6_000_000  # bytes of a slider's page; a larger one is linked
@@ -161,10 +160,7 @@ def shrink(path: Path, limit: int = IMAGE_LIMIT) -> tuple[str, bytes]:
 def figure(path: Path, cfg: Config) -> str:
     """A figure with its name, or a sentence that says why it is left out."""
     try:
-        if not sidecar(path).is_file():
-            raise Unread(f"has no {sidecar(path).name} that says how it was made")
-        if reason := fault(path, cfg):
-            raise Unread(reason)
+        check(path, cfg)
         kind, data = shrink(path)
     except Unread as error:
         return f'<p class="bad">{text(path.name)} {text(error)}: left out.</p>'
@@ -191,11 +187,12 @@ def slider(cfg: Config) -> str:
     pages = sorted((cfg.results / "explorer").glob("*.html"))
     for path in pages:
         try:
-            if not sidecar(path).is_file() or fault(path, cfg):
-                continue
+            check(path, cfg)
             if path.stat().st_size > SLIDER_LIMIT:
                 return f"<p>{explorer_link(path)}: too large to be put in here.</p>"
             page = path.read_text(encoding="utf-8")
+        except Unread:
+            continue
         except (OSError, ValueError) as error:
             return f'<p class="bad">{text(path.name)} cannot be read ({text(one_line(error)[:200])}).</p>'
         return (
@@ -279,15 +276,6 @@ def machine() -> str:
     if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
         memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
     return f"{processor()}, {os.cpu_count()} processors{memory}, {platform.system()}"
-
-
-def processor() -> str:
-    """The processor's model name where Linux tells it, else its architecture."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)):
-        return found[1]
-    return name
 
 
 def run_table(cfg: Config, facts: dict) -> str:

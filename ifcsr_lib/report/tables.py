@@ -26,6 +26,16 @@ class Tables:
     writers: dict[str, str]
 
 
+def check(path: Path, cfg: Config) -> None:
+    """Raise Unread unless a table, figure or page has its record and is of these settings. Raises ValueError
+    when the record is none.
+    """
+    if not sidecar(path).is_file():
+        raise Unread(f"has no {sidecar(path).name} that says how it was made")
+    if reason := fault(path, cfg):
+        raise Unread(reason)
+
+
 def read_all(folder: str | Path, cfg: Config) -> Tables:
     """The tables in a folder (no folder: none). One that is damaged, changed by hand, or made with other
     settings is in `faults`, never an error.
@@ -33,10 +43,7 @@ def read_all(folder: str | Path, cfg: Config) -> Tables:
     frames, faults, writers = {}, {}, {}
     for path in sorted(Path(folder).glob("*.csv")):
         try:
-            if not sidecar(path).is_file():
-                raise Unread(f"has no {sidecar(path).name} that says how it was made")
-            if reason := fault(path, cfg):
-                raise Unread(reason)
+            check(path, cfg)
             frames[path.stem] = read(path)
             writers[path.stem] = str(read_json(sidecar(path)).get("written_by"))
         except Unread as error:

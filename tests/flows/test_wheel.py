@@ -99,11 +99,14 @@ def test_the_console_command_is_the_command_line(unpacked, monkeypatch, capsys):
     (script,) = own.entry_points.select(group="console_scripts")
     assert script.name == "ifcsr"
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ifcsr", "upscale", "--help"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "x")  # for the end of the test
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     with pytest.raises(SystemExit) as end:
         script.load()()
     said = capsys.readouterr().out
     assert end.value.code == 0 and said.startswith("usage: ifcsr upscale")
     assert "\n  ifcsr upscale " in said and "python -m" not in said
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # as python -m ifcsr_lib does
 
 
 def test_an_installed_command_upscales_in_any_folder(wheel, tmp_path):

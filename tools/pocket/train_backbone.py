@@ -109,6 +109,7 @@ def new_unet(widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
     return unet
 
 
+WINDOW = 64  # pixels a side that the loss network sees
 APART = 40  # levels of 255 between teacher and photograph, both shrunk four times; right ones have up to 31
 
 
@@ -196,7 +197,8 @@ class Backbone:
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
     loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of
-    all samples but the last `noisy`, which predict noise n at t above 1.
+    all samples but the last `noisy`, which predict noise n at t above 1. The features are those of one window
+    of 64 pixels of the first `looked` samples: the loss network costs seven times as much as the UNet.
     distance: loss.feature_distance to the teacher's picture, or None. critic: with its weight, adds
     -weight * critic(z, z_L) for the UNet, and the hinge loss of telling z from z_T for the critic.
     """
@@ -213,11 +215,13 @@ class Backbone:
         features: float = 0.0,
         noisy: int = 2,
         latents_only: bool = False,
+        looked: int = 6,
         critic: Critic | None = None,
         weight: float = 0.0,
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.eval(), cfg
         self.distance, self.features, self.noisy, self.latents_only = distance, features, noisy, latents_only
+        self.looked = looked
         self.schedule, self.critic, self.weight = noise_schedule(), critic, weight
         vae.requires_grad_(False)
 
@@ -253,7 +257,13 @@ class Backbone:
             parts = {"pixels": F.l1_loss(x, x_T[:m])}
             total = 10 * parts["pixels"]
             if self.features:
-                parts["features"] = self.distance(x, x_T[:m])[1:].mean()
+                # a window at any offset: cut along the cells of 4 pixels, the loss network's pools lie on the
+                # same places of every cell, and a weave of that period pleases them
+                top, left = (
+                    int(u * (x.shape[-1] - WINDOW + 1)) for u in data.uniform(cfg.seed + 1, index[:2])
+                )
+                seen = (slice(self.looked), slice(None), slice(top, top + WINDOW), slice(left, left + WINDOW))
+                parts["features"] = self.distance(x[seen], x_T[:m][seen])[1:].mean()
                 total = total + self.features * parts["features"]
         if self.critic:
             z_S, weights = z[:m] - eps[:m], {n: p.detach() for n, p in self.critic.named_parameters()}
@@ -303,6 +313,7 @@ def main() -> None:
     )
     parser.add_argument("--critic", type=float, default=0.0, help="weight of the critic's answer")
     parser.add_argument("--features", type=float, default=0.0, help="weight of the loss network's distance")
+    parser.add_argument("--looked", type=int, default=6, help="samples per batch that the loss network sees")
     args = parser.parse_args()
     overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
     cfg = config.resolve("pocket", args.seed, overrides)
@@ -331,6 +342,7 @@ def main() -> None:
         args.features,
         args.noisy,
         args.latents,
+        args.looked,
         critic,
         args.critic,
     )
