@@ -196,8 +196,9 @@ class Backbone:
 
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
-    loss = 10 L1(x, x_T) + features * mean_l D(x, x_T, l) + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of
-    all samples but the last `noisy`, which predict noise n at t above 1. The features are those of one window
+    loss = 10 L1(x, x_T) + 10 even * L1(means of 6 x 6 cells of latents) + features * mean_l D(x, x_T, l)
+    + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of all samples but the last `noisy`, which predict noise n
+    at t above 1. The features are those of one window
     of 64 pixels of the first `looked` samples: the loss network costs seven times as much as the UNet.
     distance: loss.feature_distance to the teacher's picture, or None. critic: with its weight, adds
     -weight * critic(z, z_L) for the UNet, and the hinge loss of telling z from z_T for the critic.
@@ -216,12 +217,13 @@ class Backbone:
         noisy: int = 2,
         latents_only: bool = False,
         looked: int = 6,
+        even: float = 1.0,
         critic: Critic | None = None,
         weight: float = 0.0,
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.eval(), cfg
         self.distance, self.features, self.noisy, self.latents_only = distance, features, noisy, latents_only
-        self.looked = looked
+        self.looked, self.even = looked, even
         self.schedule, self.critic, self.weight = noise_schedule(), critic, weight
         vae.requires_grad_(False)
 
@@ -255,7 +257,10 @@ class Backbone:
         else:
             x = (self.vae.decode((z[:m] - eps[:m]) / SCALE).sample + 1) / 2
             parts = {"pixels": F.l1_loss(x, x_T[:m])}
-            total = 10 * parts["pixels"]
+            # a weave is the same error in many cells: their mean shows it, and hardly anything else
+            apart = F.avg_pool2d(z[:m] - eps[:m] - z_T, 6, 3) / (2 * SCALE)
+            parts["weave"] = apart.abs().mean()
+            total = 10 * (parts["pixels"] + self.even * parts["weave"])
             if self.features:
                 # a window at any offset: cut along the cells of 4 pixels, the loss network's pools lie on the
                 # same places of every cell, and a weave of that period pleases them
@@ -313,6 +318,7 @@ def main() -> None:
     )
     parser.add_argument("--critic", type=float, default=0.0, help="weight of the critic's answer")
     parser.add_argument("--features", type=float, default=0.0, help="weight of the loss network's distance")
+    parser.add_argument("--even", type=float, default=1.0, help="weight of the mean error of 6 x 6 cells")
     parser.add_argument("--looked", type=int, default=6, help="samples per batch that the loss network sees")
     args = parser.parse_args()
     overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
@@ -343,6 +349,7 @@ def main() -> None:
         args.noisy,
         args.latents,
         args.looked,
+        args.even,
         critic,
         args.critic,
     )
