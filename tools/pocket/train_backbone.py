@@ -197,9 +197,9 @@ class Backbone:
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
     loss = 10 L1(x, x_T) + 10 even * L1(means of 6 x 6 cells of latents) + features * mean_l D(x, x_T, l)
-    + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of all samples but the last `noisy`, which predict noise n
-    at t above 1. The features are those of one window
-    of 64 pixels of the first `looked` samples: the loss network costs seven times as much as the UNet.
+    + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of all samples but the last `noisy`, which predict noise
+    n at t above 1. The features are those of one window of 64 pixels of the first `looked` samples: the loss
+    network costs seven times as much as the UNet.
     distance: loss.feature_distance to the teacher's picture, or None. critic: with its weight, adds
     -weight * critic(z, z_L) for the UNet, and the hinge loss of telling z from z_T for the critic.
     """
