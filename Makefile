@@ -20,12 +20,9 @@ env:  ## .venv from requirements.lock; reused as long as the lock is the same
 reproduce: env  ## notebooks 00-10 through papermill; writes results/$(PROFILE)/
 	$(PY) -m ifcsr_lib reproduce --profile $(PROFILE)
 
-# `-n 2` and notebooks do not mix: each notebook reads what the ones before it wrote. Pytest's 5 says that ARGS chose no test.
-test: env  ## the tests in two processes, then the browser's and every notebook at smoke scale (nbval)
-	@first=0; OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests --ignore=tests/browser $(ARGS) || first=$$?; \
-	[ $$first = 0 ] || [ $$first = 5 ] || exit $$first; \
-	second=0; $(PY) -m pytest --nbval tests/browser notebooks $(ARGS) || second=$$?; \
-	[ $$second = 5 ] && exit $$first || exit $$second
+# Two processes share the files; the notebooks, which read what earlier ones wrote, and the browser stay in one of them.
+test: env  ## the tests and every notebook at smoke scale (nbval), in two processes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval tests notebooks $(ARGS)
 
 lint: env  ## ruff and its formatter, notebooks without output but the compared one, the tables of README and docs as the code and results say
 	$(PY) -m ruff check .

@@ -22,6 +22,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n 2 a file stays in one process, and the notebooks, which read what earlier ones wrote, share one
+    with the browser's tests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            together = nodeid.startswith(("notebooks/", "tests/browser/"))
+            return "together" if together else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder with realsr/, kodak/, weights/: $IFCSR_DATA, or shared/data beside the checkout."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ifcsr_lib import models, pocket
+from ifcsr_lib import models
 from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.lite import missing
 from ifcsr_lib.lite import model as lite_model
@@ -38,8 +38,7 @@ def test_a_model_with_a_deep_compression_autoencoder(tmp_path):
     with torch.no_grad():
         for p in [*vae.parameters(), *unet.parameters()]:
             p.add_(0.02 * torch.randn_like(p))
-    vae.half().save_pretrained(tmp_path / "vae")
-    pocket.save_prior(unet, torch.randn(1, 4, pocket.PROMPT_WIDTH), tmp_path)
+    train_backbone.save(tmp_path, unet, torch.randn(1, 4, train_backbone.PROMPT_WIDTH), vae)
     net = models.new(resolve("pocket", overrides={"backbone": str(tmp_path)}))
     with torch.no_grad():
         for name in net.adapters:
