@@ -5,7 +5,7 @@ provenance.
 
 Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by
 themselves: slider.py (needs a browser), tiling.py (minutes), against_teacher.py (needs its weights),
-gpu_proof.py (needs a GPU).
+gpu_proof.py (needs a GPU), full_size_cpu.py (13 GB of memory, a quarter of an hour).
 """
 
 from __future__ import annotations
