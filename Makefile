@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROFILE ?= pocket
 PY := .venv/bin/python
 UV ?= $(PY) -m uv
-COMPILE := pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes
+COMPILE := pip compile pyproject.toml --extra full --extra dev --universal --python-version 3.11 --generate-hashes
 export PYTHONHASHSEED := 0
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 

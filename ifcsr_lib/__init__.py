@@ -26,10 +26,18 @@ __all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
-    if name in _WHERE:
-        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    if name in _MODULES:
-        return importlib.import_module(f".{_MODULES[name]}", __name__)
+    try:
+        if name in _WHERE:
+            return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        if name in _MODULES:
+            return importlib.import_module(f".{_MODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        how = (
+            'the light install has upscale and explore alone; the rest: pip install ".[full]" in the checkout'
+        )
+        raise ModuleNotFoundError(
+            f"ifcsr_lib.{name} needs the package {error.name!r}; {how}", name=error.name
+        ) from error
     raise AttributeError(f"ifcsr_lib has no {name!r}; it has: {', '.join(sorted(__all__))}")
 
 

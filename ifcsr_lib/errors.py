@@ -120,8 +120,8 @@ def explain(error: BaseException, memory: str = MEMORY_ADVICE) -> str:
         name = (error.name or "").partition(".")[0]
         which = f"the package {name!r}" if name else "a package"
         return (
-            f"{which} is missing or damaged ({one_line(error)}); install the packages of requirements.lock, "
-            "as docs/install.md says"
+            f"{which} is missing or damaged ({one_line(error)}); the whole kit is the full install of "
+            'docs/install.md: make env, or pip install ".[full]" in the checkout'
         )
     text = f"{type(error).__name__}: {one_line(error)}"[:LENGTH]
     if path := log(error):

@@ -58,7 +58,7 @@ def missing(name: str) -> str:
     if name not in SHIPPED:
         return f"only shipped models ({', '.join(SHIPPED)}) are exported to ONNX, {name!r} is not"
     if importlib.util.find_spec("onnxruntime") is None:
-        return 'onnxruntime is not installed; pip install "ifcsr-lib[lite]" brings it'
+        return "onnxruntime is not installed; pip install onnxruntime brings it"
     return stale(name)
 
 

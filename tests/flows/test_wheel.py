@@ -131,3 +131,35 @@ def test_an_installed_command_upscales_in_any_folder(wheel, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "photo_x4.png").size == (80, 64)
+
+
+def test_the_light_install_alone_works(wheel, tmp_path):
+    """pip install of the wheel with what it requires: under 200 MB, no torch, `upscale` and `explore`."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    python = next(p for p in (venv / "bin" / "python", venv / "Scripts" / "python.exe") if p.is_file())
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "IFCSR_RESULTS")}
+
+    def run(*command):
+        return subprocess.run(
+            [python, *map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+
+    before = sum(p.stat().st_size for p in venv.rglob("*") if p.is_file())
+    done = run("-m", "pip", "install", "-q", "--timeout", "20", "--retries", "0", f"{wheel}[lite]")
+    if any(sign in done.stderr for sign in ("NewConnectionError", "Temporary failure", "No matching dist")):
+        pytest.skip("no package registry is reached: " + done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    size = sum(p.stat().st_size for p in venv.rglob("*") if p.is_file() and p.suffix != ".pyc") - before
+    assert size < 200e6, size
+    assert run("-c", "import torch").returncode == 1
+    Image.new("RGB", (20, 16), "teal").save(tmp_path / "photo.png")
+    done = run("-m", "ifcsr_lib", "upscale", "photo.png", "photo_x4.png")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "photo_x4.png").size == (80, 64)
+    done = run("-m", "ifcsr_lib", "explore", "photo.png", "--no-open", "--out", "page.html")
+    assert done.returncode == 0 and (tmp_path / "page.html").is_file(), done.stderr
+    done = run("-c", "import ifcsr_lib; ifcsr_lib.load('pocket')")
+    assert done.returncode == 1 and "'torch'; the light install has upscale" in done.stderr, done.stderr
+    done = run("-m", "ifcsr_lib", "upscale", "photo.png", "x.png", "--backend", "torch")
+    assert done.returncode == 2 and "[full]" in done.stderr, done.stderr
