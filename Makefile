@@ -27,11 +27,12 @@ test: env  ## the tests in two processes, then the browser's and every notebook 
 	second=0; $(PY) -m pytest --nbval tests/browser notebooks $(ARGS) || second=$$?; \
 	[ $$second = 5 ] && exit $$first || exit $$second
 
-lint: env  ## ruff and its formatter, notebooks without output but the compared one, the tables of README and docs as the code and results say
+lint: env  ## ruff and its formatter, notebooks without output but the compared one, tables and "You should see" as code and results say
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check -q .
 	$(PY) tools/strip_notebooks.py --check
 	$(PY) tools/readme_tables.py --check
+	$(PY) tools/you_should_see.py --check
 
 explore: env  ## the slider on a sample photo, in your browser (ARGS=--no-open writes the page only)
 	$(PY) -m ifcsr_lib explore sample $(ARGS)
@@ -39,8 +40,9 @@ explore: env  ## the slider on a sample photo, in your browser (ARGS=--no-open w
 lab: env  ## JupyterLab on the first notebook
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
-docs: env  ## the pages of README.md and docs/ as a web site in build/docs (installs mkdocs-material into .venv)
+docs: env  ## README.md, docs/ and the notebooks of a pocket run as a web site in build/docs (installs mkdocs-material into .venv)
 	$(UV) pip install -q --python $(PY) -r pyproject.toml --extra docs -c requirements.lock
+	$(PY) tools/render_notebooks.py
 	@# not with -q, which hides the warnings from --strict
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "written: build/docs/index.html"

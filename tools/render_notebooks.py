@@ -5,8 +5,8 @@
 
 Written below build/rendered: one Markdown page per notebook with code, text, tables and pictures, each
 picture below 150 kB; slider.html, which is the page that notebook 06 exported, or else one of the sample;
-index.md, which lists them. `make docs` runs this, and tools/docs_site.py puts the pages into the site. Without
-a run index.md says how to make one. Everything that had to be left out is a line on stderr.
+index.md, which lists them. `make docs` runs this, and tools/docs_site.py puts the pages into the site.
+Without a run index.md says how to make one. Everything that had to be left out is a line on stderr.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ WIDTH = 1400  # pixels of the widest picture
 SEEN = "you-should-see"  # the tag of cells that show what the cell above gives: here that is there itself
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
+# the line before a list's first item; a formula of its own with the line breaks around it
+LIST = re.compile(r"^(?![ \t]|[*+-] |\d+\. |\|)(.+)\n(?=(?:[*+-]|\d+\.) )", re.MULTILINE)
+FORMULA = re.compile(r"\n*(?<!\$)\$\$(?!\$)(.+?)\$\$\n*", re.DOTALL)
 FRAME = '<iframe class="slider" src="slider.html" title="the slider" loading="lazy"></iframe>'
 PLAY = f"{FRAME}\n\n[The slider in a window of its own](slider.html)"
 
@@ -118,8 +121,7 @@ def for_mkdocs(text: str) -> str:
     parts = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
     for i in range(0, len(parts), 2):
         part = parts[i].replace("<details>", '<details markdown="1">')
-        part = re.sub(r"^(?![ \t]|[*+-] |\d+\. |\|)(.+)\n(?=(?:[*+-]|\d+\.) )", r"\1\n\n", part, flags=re.M)
-        parts[i] = re.sub(r"\n*(?<!\$)\$\$(?!\$)(.+?)\$\$\n*", r"\n\n$$\1$$\n\n", part, flags=re.S)
+        parts[i] = FORMULA.sub(r"\n\n$$\1$$\n\n", LIST.sub(r"\1\n\n", part))
     return "".join(parts).strip("\n")
 
 
@@ -163,7 +165,10 @@ def index(rows: list[tuple[str, str, str]], pair: str, profile: str) -> str:
     """index.md. rows: (stem, title, minutes) of the pages; pair: about the slider, "" for none."""
     out = ["# The notebooks, executed", ""]
     if rows:
-        out += [f"The copies that a run wrote, profile {profile}: code, tables and pictures as they came out.", ""]
+        out += [
+            f"The copies that a run wrote, profile {profile}: code, tables and pictures as they came out.",
+            "",
+        ]
         out += ["| notebook | took |", "|---|---|"]
         out += [f"| [{name}]({stem}.md) | {took} |" for stem, name, took in rows]
     else:

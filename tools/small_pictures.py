@@ -21,7 +21,7 @@ def small(data: bytes, width: int) -> tuple[str, bytes]:
     image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     scale = min(1.0, width / image.width)
     kinds = [(".png", dict(format="PNG", optimize=True))]
-    kinds += [(".jpg", dict(format="JPEG", quality=q, subsampling=0, optimize=True)) for q in QUALITIES]
+    kinds += [(".jpg", dict(format="JPEG", quality=q, subsampling=0)) for q in QUALITIES]
     while True:
         size = [max(1, round(side * scale)) for side in image.size]
         scaled = image if size == list(image.size) else image.resize(size, Image.Resampling.LANCZOS)
