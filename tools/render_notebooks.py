@@ -91,6 +91,7 @@ def for_readers(nb, slider: bool):
             elif WIDGET in data:
                 if not data.get("text/plain", "").startswith("Explorer(") or not slider:
                     continue
+                slider = False  # one pair is exported: the first of the page
                 output.data = nbformat.from_dict({"text/markdown": PLAY})
             elif "image/png" in data:
                 suffix, picture = small(base64.b64decode(data["image/png"]), WIDTH)
@@ -131,6 +132,7 @@ def page(nb, stem: str, slider: bool) -> tuple[str, dict[str, bytes]]:
 
     resources = {"unique_key": stem, "output_files_dir": f"{stem}_files"}
     text, resources = MarkdownExporter().from_notebook_node(for_readers(nb, slider), resources=resources)
+    text = re.sub(r"\n([ ]*\n){3,}", "\n\n", text)  # between one output and the next
     text = re.sub(r"!\[(png|jpeg)\]\(", "![what the cell shows](", text)
     return text, resources.get("outputs") or {}
 
@@ -211,6 +213,9 @@ def render(run: Path, folder: Path) -> list[str]:
     for old in [*folder.glob("[0-9]*.md"), *folder.glob("[0-9]*_files/*")]:
         if old.relative_to(folder).as_posix() not in written:
             old.unlink()
+    for old in folder.glob("[0-9]*_files"):
+        if not any(old.iterdir()):
+            old.rmdir()
     return [stem for stem, *_ in rows]
 
 
