@@ -2,6 +2,7 @@
 refused.
 """
 
+import importlib.util
 import json
 import shutil
 import types
@@ -18,17 +19,15 @@ import ifcsr_lib as ifcsr
 from ifcsr_lib import backbone, models, sd21
 from ifcsr_lib.cli import main
 from ifcsr_lib.cli.describe import describe
-from ifcsr_lib.config import resolve
+from ifcsr_lib.config import ROOT, resolve
 from ifcsr_lib.data import POCKET
 from ifcsr_lib.errors import one_line, own
 from ifcsr_lib.files.checks import POINTER
 
-# one level of attention, as small as the classes allow; what differs between the two is what differs in full
-# size
-TINY = {
-    "sd21": dict(attention_head_dim=[2, 4], cross_attention_dim=16, use_linear_projection=True),
-    "sd15": dict(attention_head_dim=8, cross_attention_dim=24, use_linear_projection=False),
-}
+# by its path: the plain names of benchmarks/ must not become importable here
+spec = importlib.util.spec_from_file_location("random_sd", ROOT / "benchmarks" / "random_sd.py")
+random_sd = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(random_sd)
 
 
 @pytest.fixture(autouse=True)
@@ -40,55 +39,7 @@ def own_caches(tmp_path, monkeypatch):
 
 def write_backbone(folder, shape):
     """A tiny backbone of an SD shape in diffusers' layout, text encoder and tokenizer included."""
-    torch.manual_seed(0)
-    UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        **TINY[shape],
-    ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        layers_per_block=1,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=64,
-    ).save_pretrained(folder / "vae")
-    text = CLIPTextConfig(
-        vocab_size=6,
-        hidden_size=TINY[shape]["cross_attention_dim"],
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        hidden_act="gelu" if shape == "sd21" else "quick_gelu",
-        projection_dim=16,
-    )
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    # "!" is 0 and the markers are last, as in CLIP's
-    words = ["!", "a", "b", "c", "<|startoftext|>", "<|endoftext|>"]
-    (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": 77,
-                "bos_token": words[4],
-                "eos_token": words[5],
-                "unk_token": words[5],
-                "pad_token": words[0] if shape == "sd21" else words[5],
-            }
-        )
-    )
-    return folder
+    return random_sd.write_folder(folder, shape, tiny=True)
 
 
 @pytest.fixture(params=["sd21", "sd15"])
@@ -340,120 +291,13 @@ def test_offline(capsys, tmp_path):
 # single files
 
 
-def unet_to_ldm(state, levels=2, layers=1):
-    """diffusers' UNet keys -> LDM's, written from the two naming schemes and not from diffusers'
-    converter.
-    """
-    heads = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-        "mid_block.resnets.0": "middle_block.0",
-        "mid_block.attentions.0": "middle_block.1",
-        "mid_block.resnets.1": "middle_block.2",
-    }
-    for i in range(levels):
-        for j in range(layers + 1):
-            n = i * (layers + 1) + j
-            heads |= {
-                f"down_blocks.{i}.resnets.{j}": f"input_blocks.{n + 1}.0",
-                f"up_blocks.{i}.resnets.{j}": f"output_blocks.{n}.0",
-                f"down_blocks.{i}.attentions.{j}": f"input_blocks.{n + 1}.1",
-                f"up_blocks.{i}.attentions.{j}": f"output_blocks.{n}.1",
-            }
-        heads[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{(i + 1) * (layers + 1)}.0.op"
-        attends = any(k.startswith(f"up_blocks.{i}.attentions") for k in state)
-        heads[f"up_blocks.{i}.upsamplers.0.conv"] = (
-            f"output_blocks.{(i + 1) * (layers + 1) - 1}.{2 if attends else 1}.conv"
-        )
-    inner = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "time_emb_proj": "emb_layers.1",
-        "conv_shortcut": "skip_connection",
-    }
-    out = {}
-    for key, value in state.items():
-        head = max((h for h in heads if key.startswith(f"{h}.")), key=len)
-        rest = key[len(head) + 1 :]
-        first, _, last = rest.partition(".")
-        out[
-            f"model.diffusion_model.{heads[head]}.{f'{inner[first]}.{last}' if '.resnets.' in head else rest}"
-        ] = value
-    return out
-
-
-def vae_to_ldm(state, levels=4):
-    inner = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-    out = {}
-    for key, value in state.items():
-        new = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        for j in (0, 1):
-            new = new.replace(f"mid_block.resnets.{j}.", f"mid.block_{j + 1}.")
-        for i in range(levels):
-            new = new.replace(f"down_blocks.{i}.resnets.", f"down.{i}.block.").replace(
-                f"down_blocks.{i}.downsamplers.0.", f"down.{i}.downsample."
-            )
-            new = new.replace(f"up_blocks.{i}.resnets.", f"up.{levels - 1 - i}.block.").replace(
-                f"up_blocks.{i}.upsamplers.0.", f"up.{levels - 1 - i}.upsample."
-            )
-        if "mid_block.attentions.0." in new:
-            new = new.replace("mid_block.attentions.0.", "mid.attn_1.")
-            for theirs, ldm in inner.items():
-                new = new.replace(f".{theirs}.", f".{ldm}.")
-            value = value[:, :, None, None] if value.ndim == 2 else value
-        out[f"first_stage_model.{new}"] = value
-    return out
-
-
-def text_to_ldm(state, shape):
-    """SD 1.5 keeps transformers' names; SD 2.1's are OpenCLIP's, with query, key and value in one matrix."""
-    state = {k.removeprefix("text_model."): v for k, v in state.items() if "position_ids" not in k}
-    if shape == "sd15":
-        return {f"cond_stage_model.transformer.text_model.{k}": v for k, v in state.items()}
-    names = {
-        "embeddings.position_embedding.weight": "positional_embedding",
-        "embeddings.token_embedding": "token_embedding",
-        "final_layer_norm": "ln_final",
-        "encoder.layers": "transformer.resblocks",
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-        "self_attn": "attn",
-    }
-    out = {}
-    for key, value in state.items():
-        if ".q_proj." in key:
-            kinds = [state[key.replace(".q_proj.", f".{c}_proj.")] for c in "qkv"]
-            key, value = key.replace(".q_proj.", ".in_proj_"), torch.cat(kinds)
-        elif ".k_proj." in key or ".v_proj." in key:
-            continue
-        for theirs, ldm in names.items():
-            key = key.replace(theirs, ldm)
-        out[f"cond_stage_model.model.{key}"] = value
-    return out
-
-
-def single_file(folder, shape, path):
-    state = unet_to_ldm(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
-    state |= vae_to_ldm(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
-    state |= text_to_ldm(load_file(folder / "text_encoder" / "model.safetensors"), shape)
-    save_file({k: v.contiguous() for k, v in state.items()}, path)
-    return path
-
-
 @pytest.mark.parametrize("shape", ["sd21", "sd15"])
 def test_single_file_equals_its_folder(tmp_path, shape):
     """The same weights as one LDM file, its configurations beside it, give the same network and the same
     prompt.
     """
     folder = write_backbone(tmp_path / "sd", shape)
-    path = single_file(folder, shape, folder / "tiny.safetensors")
+    path = random_sd.write_file(folder, folder / "tiny.safetensors", shape)
     a, b = ifcsr.load(folder, device="cpu"), ifcsr.load(path, device="cpu")
     assert torch.allclose(a.prompt, b.prompt, atol=1e-6)
     lq = torch.rand(1, 3, 16, 16)
@@ -490,7 +334,7 @@ def lose(key):
 )
 def test_single_files_that_lack_something(tmp_path, change, error):
     folder = write_backbone(tmp_path / "sd", "sd21")
-    path = single_file(folder, "sd21", folder / "tiny.safetensors")
+    path = random_sd.write_file(folder, folder / "tiny.safetensors", "sd21")
     state = load_file(path)
     change(state)
     save_file(state, path)
