@@ -3,6 +3,7 @@ No time is asserted.
 """
 
 import importlib
+import subprocess
 import sys
 
 import numpy as np
@@ -47,8 +48,8 @@ def test_it_runs_and_its_table_has_rows(name, capsys):
 def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
     module = script("run_all")
     assert set(module.NAMES) == set(NAMES)
-    # the last three: by themselves
-    own = {"common", "run_all", "reference_degradation", "slider", "tiling", "gpu_proof"}
+    helpers = {"common", "run_all", "reference_degradation", "random_sd"}
+    own = helpers | {"slider", "tiling", "gpu_proof", "full_size_cpu"}  # by themselves
     scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - own
     assert scripts == set(NAMES), "a benchmark that run_all does not know"
     assert module.main(["blend", "--tiny"]) == 0
@@ -150,3 +151,108 @@ def test_reference_damages_as_much_as_the_kit(preset):
         assert out.shape == (24, 24, 3) and 0 <= out.min() and out.max() <= 1
         theirs.append(np.abs(out - small.permute(1, 2, 0).numpy()).mean())
     assert 0.75 < np.mean(theirs) / np.mean(kit) < 1.33, (np.mean(theirs), np.mean(kit))
+
+
+def test_full_size_cpu_goes_the_whole_way_with_tiny_networks(tmp_path, monkeypatch):
+    """Both layouts; the table has every step, and the two agree. The second runs in this process, which has
+    imported everything already: half of the seconds are imports.
+    """
+    module, start = script("full_size_cpu"), subprocess.run
+
+    def here(command, env, **options):
+        if "file" not in command:
+            return start(command, env=env, **options)
+        monkeypatch.setenv("IFCSR_CACHE", env["IFCSR_CACHE"])
+        return subprocess.CompletedProcess(command, module.main(command[2:]))
+
+    monkeypatch.setattr(module.subprocess, "run", here)
+    work = tmp_path / "work"
+    work.mkdir()
+    command = ["--tiny", "--layout", "both", "--out", str(tmp_path / "out"), "--work", str(work)]
+    assert module.main(command) == 0
+    path = tmp_path / "out" / "smoke" / "tables" / "full_size_cpu.csv"
+    table = pd.read_csv(path)
+    assert path.with_suffix(".json").exists() and not list(work.iterdir()), "the checkpoints are removed"
+    steps = [(layout, step) for layout in module.LAYOUTS for step in (*module.STEPS, "the whole process")]
+    assert list(zip(table["layout"], table["step"], strict=True)) == [*steps, ("both", "endpoints")]
+    assert set(table["weights"]) == {"random weights"} and table["machine"].str.contains("torch").all()
+    for layout, rows in table.groupby("layout"):
+        if layout != "both":
+            whole = rows.iloc[-1]
+            assert (rows["minutes"] > 0).all() and (rows["peak_gb"] > 0.1).all()
+            assert whole["minutes"] >= rows["minutes"].iloc[:-1].sum()
+            assert whole["peak_gb"] == rows["peak_gb"].iloc[:-1].max()
+    assert module.faults(table) == []
+
+
+def proof_table(module):
+    """A table in which all is well."""
+    what = {
+        "endpoints": "how far the ends of 16x16 pixels are apart",
+        "endpoints again": "largest difference from the ends before",
+        "the whole process": "status of the process, 0: all steps done",
+    }
+    steps = (*module.STEPS, "the whole process")
+    rows = [
+        {"layout": "file", "step": s, "peak_gb": 2.0, "what": what.get(s, "x"), "value": 0.0} for s in steps
+    ]
+    return pd.DataFrame(rows).set_index("step", drop=False)
+
+
+@pytest.mark.parametrize(
+    "step, column, value, words",
+    [
+        (
+            "endpoints again",
+            "value",
+            0.01,
+            "largest difference from the ends before is 0.01, allowed is 0.001",
+        ),
+        ("endpoints again", "value", float("nan"), "is nan"),
+        ("endpoints", "value", 0.005, "the ends are only 0.005 apart"),
+        ("the whole process", "value", -9, "ended with status -9"),
+        ("load", "peak_gb", 20.1, "20.1 GB, allowed are 20"),
+    ],
+)
+def test_full_size_cpu_says_what_is_wrong(step, column, value, words):
+    module = script("full_size_cpu")
+    table = proof_table(module)
+    table.loc["endpoints", "value"] = 0.5
+    assert module.faults(table) == []
+    table.loc[step, column] = value
+    (text,) = module.faults(table)
+    assert text.startswith(f"file, {step}: ") and words in text
+
+
+def test_full_size_cpu_misses_a_step():
+    module = script("full_size_cpu")
+    table = proof_table(module)
+    table.loc["endpoints", "value"] = 0.5
+    assert module.faults(table.drop("save")) == ["file: 'save' did not finish"]
+
+
+def test_full_size_cpu_keeps_the_rows_of_a_process_that_died(tmp_path, monkeypatch):
+    module = script("full_size_cpu")
+
+    def dies(command, **_):
+        folder = tmp_path / "file"
+        with module.Record("file", folder / "rows.jsonl").step("load") as row:
+            row |= {"what": "x", "value": 1}
+        return subprocess.CompletedProcess(command, -9)
+
+    monkeypatch.setattr(module.subprocess, "run", dies)
+    first, whole = module.run("file", tmp_path / "file", tiny=True)
+    assert (first["step"], first["value"]) == ("load", 1) and first["peak_gb"] == whole["peak_gb"] > 0
+    assert (whole["step"], whole["value"]) == ("the whole process", -9)
+
+
+def test_the_peak_is_of_its_own_step():
+    """Where Linux can forget the peak, a step after a large one tells less memory."""
+    module = script("full_size_cpu")
+    large = np.ones(30_000_000)  # 240 MB
+    before = module.peak_gb()
+    del large
+    after = module.peak_gb(reset=True)
+    assert 0.05 < after <= before
+    if sys.platform == "linux":
+        assert after < before - 0.1

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import single_file_utils
 from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -305,6 +306,30 @@ def test_single_file_equals_its_folder(tmp_path, shape):
     assert list(b.source["files"]) == ["tiny.safetensors"]
     told = describe(cfg_of(path))
     assert told["backbone"] == b.source
+
+
+def test_the_single_file_of_the_true_shape_has_the_published_names():
+    """diffusers' own converters lead from the names of a full-size file back to every key and shape. On the
+    meta device, so that nothing is computed.
+    """
+    config = random_sd.shapes("sd21")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config["unet"]).state_dict()
+        vae = AutoencoderKL(**config["vae"]).state_dict()
+        text = CLIPTextModel(CLIPTextConfig(**config["text_encoder"]))
+    ldm = random_sd.unet_to_ldm(unet, levels=4, layers=2) | random_sd.vae_to_ldm(vae, levels=4)
+    ldm |= random_sd.text_to_ldm(text.state_dict(), "sd21")
+    found = single_file_utils.convert_ldm_unet_checkpoint(dict(ldm), config["unet"])
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in unet.items()}
+    found = single_file_utils.convert_ldm_vae_checkpoint(dict(ldm), config["vae"])
+    # diffusers makes Linear of the attention's convolutions as it loads them
+    assert {k: tuple(v.shape[:2]) for k, v in found.items() if "attentions" in k} == {
+        k: tuple(v.shape) for k, v in vae.items() if "attentions" in k
+    }
+    assert found.keys() == vae.keys()
+    found = single_file_utils.convert_open_clip_checkpoint(text, ldm)
+    plain = {k.removeprefix("text_model."): v.shape for k, v in text.state_dict().items()}
+    assert {k.removeprefix("text_model."): v.shape for k, v in found.items()} == plain
 
 
 @pytest.mark.parametrize("width, shape", [(1024, "sd21"), (768, "sd15")])
