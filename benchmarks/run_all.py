@@ -4,7 +4,8 @@ provenance.
     python benchmarks/run_all.py [names, such as blend size; default all] [--tiny]
 
 Close other programs first. --tiny runs the smallest settings, which only shows that everything works. Run by
-themselves: slider.py (needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU).
+themselves: slider.py (needs a browser), tiling.py (minutes), gpu_proof.py (needs a GPU), full_size_cpu.py
+(13 GB of memory, a quarter of an hour).
 """
 
 from __future__ import annotations

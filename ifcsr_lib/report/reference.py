@@ -36,7 +36,7 @@ COUNTS = r"calls at .*|optimiser steps"  # alike on every machine
 CLOCK = r".*\((s|ms|MB|GB/s)\)|.*seconds|E1 pays from N|.* / s|machine|us / pixel"
 # no training of the run is in these: they ask the shipped model, or no model
 FIXED = r"pairs_bicubic|gamma_released|release_.*|beyond_ghosting_.*|gamma_(realsr|drealsr|div2k_val)"
-MACHINE = r"bench_.*|gpu_proof"  # tables of times
+MACHINE = r"bench_.*|gpu_proof|full_size_cpu"  # tables of times
 # columns that name a row even where they hold numbers
 NAMES = ("gamma", "seed", "side", "batch", "stage")
 WITHIN, BEYOND, NOT_COMPARED = "within the tolerance", "beyond the tolerance", "not compared"

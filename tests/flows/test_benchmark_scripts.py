@@ -159,10 +159,10 @@ def test_full_size_cpu_goes_the_whole_way_with_tiny_networks(tmp_path, monkeypat
     """
     module, start = script("full_size_cpu"), subprocess.run
 
-    def here(command, env, **options):
+    def here(command, **options):
         if "file" not in command:
-            return start(command, env=env, **options)
-        monkeypatch.setenv("IFCSR_CACHE", env["IFCSR_CACHE"])
+            return start(command, **options)
+        monkeypatch.setenv("IFCSR_CACHE", options["env"]["IFCSR_CACHE"])
         return subprocess.CompletedProcess(command, module.main(command[2:]))
 
     monkeypatch.setattr(module.subprocess, "run", here)
