@@ -117,6 +117,7 @@ def proof(layout: str, work: Path, tiny: bool, record: Record) -> None:
 
     import ifcsr_lib as ifcsr
     from ifcsr_lib import data, loss, trainer
+    from ifcsr_lib.files.images import is_grey
     from ifcsr_lib.nets import features
 
     side = TINY if tiny else TRUE
@@ -141,7 +142,8 @@ def proof(layout: str, work: Path, tiny: bool, record: Record) -> None:
                 if "lora_B" in key:
                     p.normal_(std=0.05)
     cfg = model.cfg.replace(**SETTINGS, patch=4 * side["lq"])
-    photo = data.training_crops(cfg)[0]
+    crops = data.training_crops(cfg)  # a grey photograph would give grey ends, which differ less
+    photo = next(crop for i in range(len(crops)) if not is_grey((crop := crops[i])["x_H"][None]).all())
     lq = data.low_quality(photo["x_H"][None], cfg, [0])[0]
     with record.step(STEPS[2]) as row:
         ends = model.endpoints(lq)
