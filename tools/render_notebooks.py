@@ -24,6 +24,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from small_pictures import small
+from you_should_see import seen
 
 from ifcsr_lib.config import results_folder
 from ifcsr_lib.errors import one_line
@@ -31,7 +32,6 @@ from ifcsr_lib.files.results import atomic
 from ifcsr_lib.report.notebooks import executed, minutes
 
 WIDTH = 1400  # pixels of the widest picture
-SEEN = "you-should-see"  # the tag of cells that show what the cell above gives: here that is there itself
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 # the line before a list's first item; a formula of its own with the line breaks around it
@@ -68,6 +68,8 @@ def for_readers(nb, slider: bool):
     Pictures get small, tables lose the style that pandas gives them, a slider's widget becomes slider.html,
     bars and warnings go, and so do folders of the machine.
     """
+    from nbconvert.filters import strip_ansi
+
     places = homes(nb)
 
     def told(text: str) -> str:
@@ -75,7 +77,7 @@ def for_readers(nb, slider: bool):
             text = text.replace(f"{folder}/", word)
         return text
 
-    nb.cells = [cell for cell in nb.cells if SEEN not in cell.metadata.get("tags", [])]
+    nb.cells = [cell for cell in nb.cells if not seen(cell)]  # the outputs themselves are here
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = for_mkdocs(cell.source)
@@ -103,10 +105,6 @@ def for_readers(nb, slider: bool):
             shown.append(output)
         cell.outputs = shown
     return nb
-
-
-def strip_ansi(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
 def plain_table(text: str) -> str:
