@@ -73,30 +73,36 @@ def show(rows: list[dict], columns: dict[str, tuple[str, str]]) -> list[str]:
     ]
 
 
+POCKET_SCORES = {
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "niqe-pocket": ("niqe-pocket", ".2f"),
+    "lpips-lite": ("lpips-lite", ".2f"),
+}
+
+
 def expect(_) -> list[str]:
     """The released model along gamma, with bicubic above."""
     rows = {f"{float(r['gamma']):.1f}": r for r in read("gamma_released")}
-    rows = {g: rows[g] for g in ("0.0", "0.2", "0.5", "0.8", "1.0")}
-    bicubic = next(r for r in read("stage2_heldout") if r["image"] == "bicubic")
-    return [
-        *head("gamma", "PSNR", "SSIM", "niqe-pocket"),
-        *(
-            row(g, f"{float(r['psnr']):.2f}", f"{float(r['ssim']):.4f}", f"{float(r['niqe-pocket']):.2f}")
-            for g, r in {"bicubic": bicubic, **rows}.items()
-        ),
-    ]
+    rows = [rows[g] for g in ("0.0", "0.2", "0.5", "0.8", "1.0")]
+    bicubic = [r | {"gamma": "bicubic"} for r in read("stage2_heldout") if r["image"] == "bicubic"]
+    return show(bicubic + rows, {"gamma": ("gamma", ".1f"), **POCKET_SCORES})
 
 
 def realsr(_) -> list[str]:
-    """The released model on RealSR, with bicubic beside."""
-    table = read("release_realsr")
-    columns = [next(r for r in table if r["model"] == "bicubic")]
-    for gamma in (0.0, 0.5, 1.0):
-        columns.append(next(r for r in table if r["model"] == "pocket" and float(r["gamma"]) == gamma))
-    out = head("", "bicubic", "`pocket`, gamma 0", "gamma 0.5", "gamma 1")
-    for metric, digits in (("PSNR", 2), ("SSIM", 4), ("NIQE", 2)):
-        out.append(row(metric, *(f"{float(r[metric.lower()]):.{digits}f}" for r in columns)))
-    return out
+    """The released model on RealSR along gamma, with bicubic and Real-ESRGAN beside."""
+    columns = {"model": ("", ""), "gamma": ("gamma", ".1f"), "psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f")}
+    columns |= {"lpips-lite": ("lpips-lite", ".2f"), "niqe": ("NIQE", ".2f")}
+    return show(read("release_realsr"), columns)
+
+
+def realsr_published(_) -> list[str]:
+    """The same on the images whose outputs OSEDiff's authors published, with theirs beside."""
+    rows = read("release_realsr_published")
+    columns = {"model": (f"the {float(rows[0]['images']):.0f} images", "")}
+    columns |= {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f")}
+    columns |= {"lpips-lite": ("lpips-lite", ".2f"), "niqe": ("NIQE", ".2f")}
+    return show(rows, columns)
 
 
 def gpu_steps(_) -> list[str]:
@@ -160,9 +166,8 @@ def gpu_hours(_) -> list[str]:
 
 def trained(_) -> list[str]:
     """The adapters that `make reproduce` trains, along gamma, with bicubic above."""
-    columns = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "niqe-pocket": ("niqe-pocket", ".2f")}
     bicubic = [r | {"gamma": "bicubic"} for r in read("stage2_heldout") if r["image"] == "bicubic"]
-    return show(bicubic + read("gamma_heldout")[::2], {"gamma": ("gamma", ".1f"), **columns})
+    return show(bicubic + read("gamma_heldout")[::2], {"gamma": ("gamma", ".1f"), **POCKET_SCORES})
 
 
 def ablation(_) -> list[str]:
@@ -198,6 +203,9 @@ def control_cost(_) -> list[str]:
     )
 
 
+ENDS = ("psnr", "niqe-pocket", "lpips-lite")  # measured at both ends of a range
+
+
 def control_range(_) -> list[str]:
     """The two ends of each strategy's range, and how even its path is."""
     points = {}
@@ -209,8 +217,8 @@ def control_range(_) -> list[str]:
         low, high = values[0], values[-1]
         rows.append(
             {"strategy": name, "largest / mean": "", "detour": ""}
-            | {f"low {k}": low[k] for k in ("psnr", "niqe-pocket")}
-            | {f"high {k}": high[k] if len(values) > 1 else "" for k in ("psnr", "niqe-pocket")}
+            | {f"low {k}": low[k] for k in ENDS}
+            | {f"high {k}": high[k] if len(values) > 1 else "" for k in ENDS}
             | smooth.get(name, {})
         )
     columns = {
@@ -219,6 +227,8 @@ def control_range(_) -> list[str]:
         "high psnr": ("PSNR at 1", ".2f"),
         "low niqe-pocket": ("niqe-pocket at 0", ".2f"),
         "high niqe-pocket": ("niqe-pocket at 1", ".2f"),
+        "low lpips-lite": ("lpips-lite at 0", ".2f"),
+        "high lpips-lite": ("lpips-lite at 1", ".2f"),
         "largest / mean": ("largest step / mean step", ".2f"),
         "detour": ("path / straight line", ".2f"),
     }
@@ -226,8 +236,7 @@ def control_range(_) -> list[str]:
 
 
 def denoising(_) -> list[str]:
-    columns = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "niqe-pocket": ("niqe-pocket", ".2f")}
-    return show(read("denoising"), {"image": ("image", ""), **columns})
+    return show(read("denoising"), {"image": ("image", ""), **POCKET_SCORES})
 
 
 def ghosting(_) -> list[str]:
@@ -378,7 +387,7 @@ def decisions(old: str) -> list[str]:
 TABLES = {
     f.__name__.replace("_", "-"): f
     for f in (
-        *(expect, realsr, trained, ablation, denoising, ghosting, lines, decisions),
+        *(expect, realsr, realsr_published, trained, ablation, denoising, ghosting, lines, decisions),
         *(recipes, dry_runs, gpu_steps, gpu_endpoints, gpu_hours),
         *(control_cost, control_range),
         *(sizes, endpoints_speed, blend_speed, degradation_speed, training_step, startup),
