@@ -247,7 +247,7 @@ def test_the_card_holds_what_makes_the_model_and_how_it_was_trained(tiny_cfg, tm
         and "k" not in card["model"]
         and "config" not in card
     )
-    assert card["provenance"]["config"]["k"] == 2.0 and card["provenance"]["hash"] == cfg.hash
+    assert card["provenance"]["made"]["k"] == [7.0, 3.0] and card["provenance"]["hash"] == cfg.hash
     again = ifcsr.load(tmp_path / "m", device="cpu")
     # how it was trained is no setting of what is loaded
     assert again.cfg == tiny_cfg.replace(rank=2, tile=512)
@@ -294,7 +294,7 @@ def test_the_shipped_card_is_of_this_form():
     assert set(card) == {"format", "backbone", "model", "adapters", "provenance"} and list(
         models.SHIPPED
     ) == ["pocket"]
-    assert card["model"] == resolve("pocket").model and card["provenance"]["config"]["k"] == 2.0
+    assert card["model"] == resolve("pocket").model and card["provenance"]["made"]["k"] == [7.0, 3.0]
 
 
 def test_the_second_shipped_model_is_gone():
