@@ -100,7 +100,7 @@ def sheet(rows: dict[str, tuple[control.Endpoints, Tensor]], gammas=(0.0, 0.5, 1
     for name, (ends, hr) in rows.items():
         top, left = ((s - side) // 2 for s in hr.shape[-2:])
         shown = {"bicubic": ends.x_L} | {f"gamma {g:g}": ends.blend(float(g)) for g in gammas} | {"HR": hr}
-        images |= {f"{name}, {k}": x[..., top : top + side, left : left + side] for k, x in shown.items()}
+        images |= {f"{name}\n{k}": x[..., top : top + side, left : left + side] for k, x in shown.items()}
     return pictures(images, columns=len(gammas) + 2, size=2.0)
 
 

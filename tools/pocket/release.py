@@ -2,9 +2,10 @@
 
     IFCSR_DATA=FOLDER python tools/pocket/release.py --teacher FILE [--model FOLDER] [--only mild kodak]
 
-Writes results/pocket/tables/release_{autoencoder,mild,kodak,realsr}.csv and figures/release_*.png. Choose on
-`kodak` and `mild`; look at `realsr` once per release and log the look in LOG.md. What IFCSR_DATA lacks is
-said. Real-ESRGAN's pictures are kept in results/pocket/real_esrgan, so a second call does not run it again.
+Writes results/pocket/tables/release_{autoencoder,mild,kodak_*,realsr*}.csv and figures/release_*.png.
+Choose on `kodak` and `mild`; look at `realsr` once per release and log the look in LOG.md. What IFCSR_DATA
+lacks is said. Real-ESRGAN's pictures are kept in results/pocket/real_esrgan, so a second call does not run
+it again. The strip needs no data.
 """
 
 from __future__ import annotations
@@ -117,6 +118,15 @@ def on_published(table_of: dict[str, list], hr: list[Path], published: dict[str,
     return table.assign(images=len(chosen))
 
 
+def strip_rows(model) -> dict[str, tuple]:
+    """{damage: (its Endpoints, HR)} of one held-out photograph: a damage that people meet, and a hard one."""
+    x_H, rows = data.load_photo(next(p for p in data.photos("heldout") if p.name == "china")), {}
+    for label, preset in (("light damage", "light"), ("hard damage (x4plus)", "x4plus")):
+        lq = (degradation.degrade(x_H, 0, preset, 0).clamp(0, 1) * 255).round() / 255
+        rows[label] = model.endpoints(lq), x_H
+    return rows
+
+
 def contact_sheet(names: list[str], ends: list, teacher: list[Path], hr: list[Path], side: int = 256):
     """A figure: bicubic, gamma 0, .5, 1, Real-ESRGAN and HR of each image, the middle `side` pixels."""
     shown = {}
@@ -132,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True, help="the wheel, or its .bin")
     parser.add_argument("--model", default="pocket", help="a saved model; default: the shipped one")
-    parts = ("autoencoder", "mild", "kodak", "realsr")
+    parts = ("strip", "autoencoder", "mild", "kodak", "realsr")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     cfg, model = config.resolve("pocket"), ifcsr.load(args.model)
@@ -142,6 +152,8 @@ def main() -> None:
         results.write_table(table, f"release_{name}", cfg, inputs=[config.POCKET / "adapters"])
         print(f"{name}\n{table.round(4).to_string()}", flush=True)
 
+    if "strip" in args.only:
+        results.write_figure(figures.sheet(strip_rows(model)), "release_strip", cfg)
     if "autoencoder" in args.only and realsr:
         write(autoencoder_table(model, images.list_images(realsr / "HR")), "autoencoder")
     if "mild" in args.only and data.user_data("kodak"):
@@ -166,7 +178,7 @@ def main() -> None:
         rows = [[part[i] for i in chosen] for part in (names, ends, teacher, hr)]
         results.write_figure(contact_sheet(*rows), "release_sheet_realsr", cfg, dpi=100)
     wanted = {"autoencoder": realsr, "mild": data.user_data("kodak"), "kodak": data.user_data("kodak")}
-    lacking = [n for n in args.only if not (wanted | {"realsr": realsr})[n]]
+    lacking = [n for n in args.only if not (wanted | {"realsr": realsr, "strip": True})[n]]
     print("not run:", ", ".join(lacking) or "nothing")
 
 

@@ -41,3 +41,11 @@ def test_tables_hold_every_row(tiny_cfg, tmp_path, monkeypatch):
     published = release.on_published(both, hr, {hr[1].name: hr[1]})
     assert (published["images"] == 1).all() and "OSEDiff, published" in published.index
     assert published.loc["other", "psnr"] == published.loc["OSEDiff, published", "psnr"]
+
+
+def test_the_strip_shows_one_photograph_after_two_damages(tiny_cfg):
+    rows = release.strip_rows(models.new(tiny_cfg))
+    (light, x_H), (hard, again) = rows.values()
+    assert torch.equal(x_H, again) and light.x_fid.shape == hard.x_real.shape == x_H.shape
+    errors = [(e.x_L - x_H).square().mean() for e in (light, hard)]
+    assert errors[0] < errors[1], "the hard damage is not the harder one"
