@@ -51,6 +51,12 @@ def setting(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"{text!r}; write NAME=VALUE without spaces, such as k=3.0")
     if kind.startswith("str"):
         return name, None if (kind, value) == ("str | None", "None") else name_or_path(value)
+    if kind == "bool":
+        if value.lower() not in ("true", "false"):
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: {name} is a switch; allowed: {name}=True, {name}=False"
+            )
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -314,6 +314,9 @@ def test_reproduce_takes_a_recipe(monkeypatch):
 
 
 def test_reproduce_refuses_before_it_runs(capsys):
+    assert setting("gradient_checkpointing=true") == setting("gradient_checkpointing=True")
+    switch = "'gradient_checkpointing=1': gradient_checkpointing is a switch; allowed: "
+    assert switch in usage(["reproduce", "--set", "gradient_checkpointing=1"], capsys)
     assert "'k=x': k is a number (float)" in usage(["reproduce", "--set", "k=x"], capsys)
     assert "write NAME=VALUE" in usage(["reproduce", "--set", "k"], capsys)
     assert "did you mean 'patch'" in error(["reproduce", "--set", "pach=64"], capsys)
