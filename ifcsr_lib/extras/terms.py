@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..trainer import Objective, Step
@@ -66,6 +67,17 @@ def with_terms(objective: Objective, terms: dict[Term, float]) -> Objective | Wi
     if len(set(names)) < len(names):
         raise ValueError(f"two terms have one name ({', '.join(names)}); name each differently")
     return WithTerms(objective, terms) if terms else objective
+
+
+def weave(step: Step) -> Tensor:
+    """Mean size of what repeats every 4 pixels in the error of x_real, in windows of 24 pixels; a scalar.
+
+    0 for an error that averages out at each place of the 4 x 4 grid. The pocket decoder rearranges pixels, so
+    a UNet can paint such a pattern, and the deep layers of a loss network hardly see it. Sides of x_H:
+    multiples of 4, at least 24 pixels.
+    """
+    error = step.x_real.float() - step.x_H
+    return F.avg_pool2d(F.pixel_unshuffle(error, 4), 6).abs().mean()
 
 
 def _name(term: Term) -> str:

@@ -3,8 +3,8 @@
     python tools/pocket/train_adapters.py --tiles FOLDER --backbone FOLDER --out FOLDER --steps 300 300
 
 Both stages see teacher_tiles.py's photographs. In stage 2 a share of them, --teacher, is replaced by the
-teacher's picture of the same LQ: 0 is the paper's E3 unchanged, 1 has no photograph left. --even adds a term
-against a weave of 4 pixels, which the feature maps hardly see. The same command continues a stopped run.
+teacher's picture of the same LQ: 0 is the paper's E3 unchanged, 1 has no photograph left. --weave adds a term
+against a pattern of 4 pixels, which the feature maps hardly see. The same command continues a stopped run.
 Writes the model into --out (ifcsr.load reads it) and the runs into --out/runs.
 """
 
@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from train_backbone import Tiles, tell
 
 from ifcsr_lib import config, data, loss, models, results, trainer
+from ifcsr_lib.extras.terms import weave, with_terms
 
 
 class Targets(Dataset):
@@ -46,29 +45,6 @@ class Targets(Dataset):
         return {**sample, "x_H": x_T} if taught else sample
 
 
-def weave(error: Tensor) -> Tensor:
-    """Mean size of what repeats every 4 pixels in an error, (N, 3, H, W), in windows of 24 pixels; a scalar.
-
-    H and W: multiples of 4, at least 24. 0 for an error that averages out at each place of the 4 x 4 grid.
-    """
-    return F.avg_pool2d(F.pixel_unshuffle(error, 4), 6).abs().mean()
-
-
-class EvenStage2(trainer.Stage2):
-    """E3 plus `even` times the weave of x_real's error."""
-
-    def __init__(self, model: models.IFCSR, distance: loss.FeatureDistance, even: float):
-        super().__init__(model, distance)
-        self.even = even
-
-    def loss(self, batch: dict) -> trainer.Step:
-        step = super().loss(batch)
-        woven = weave(step.x_real.float() - step.x_H)
-        step.loss = step.loss + self.even * woven
-        step.logs["weave"] = woven.item()
-        return step
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiles", type=Path, required=True)
@@ -76,7 +52,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="pocket", help="a folder; default: the shipped one")
     parser.add_argument("--steps", type=int, nargs=2, required=True, metavar=("STAGE1", "STAGE2"))
     parser.add_argument("--teacher", type=float, default=0.0, help="share of teacher's pictures in stage 2")
-    parser.add_argument("--even", type=float, default=0.0, help="weight of the weave in stage 2")
+    parser.add_argument("--weave", type=float, default=0.0, help="weight of extras.terms.weave in stage 2")
     parser.add_argument("--k", type=float, nargs=2, default=(7.0, 7.0), metavar=("STAGE1", "STAGE2"))
     parser.add_argument("--fidelity", type=Path, help="take stage 1 from this fidelity.safetensors")
     parser.add_argument("--count", type=int, default=2048, help="tiles to learn from")
@@ -104,11 +80,12 @@ def main() -> None:
         trainer.train(stage, Targets(tiles, 0.0), cfg, runs / "stage1", args.steps[0], tell)
         model.save_adapter("fidelity", args.out / "fidelity.safetensors")
     model.cfg = cfg = cfg.replace(k=args.k[1])
-    stage, folder = EvenStage2(model, distance, args.even), args.out / "runs" / "stage2"
+    stage = with_terms(trainer.Stage2(model, distance), {weave: args.weave} if args.weave else {})
+    folder = args.out / "runs" / "stage2"
     trainer.train(stage, Targets(tiles, args.teacher), cfg, folder, args.steps[1], tell)
     record = results.provenance(cfg, sorted(args.tiles.glob("tiles-*.npz"))[:1])
     made = {"tool": "tools/pocket/train_adapters.py", "k": list(args.k)}
-    made |= {"teacher": args.teacher, "even": args.even}
+    made |= {"teacher": args.teacher, "weave": args.weave}
     model.eval().save(args.out, record | {"made": made})
 
 

@@ -5,7 +5,7 @@ import torch
 from helpers import distance
 
 from ifcsr_lib import models, trainer
-from ifcsr_lib.extras.terms import with_terms
+from ifcsr_lib.extras.terms import weave, with_terms
 
 
 def l1(step):
@@ -84,3 +84,14 @@ def test_no_terms_is_the_objective_itself_and_names_are_told_apart(tiny_cfg):
     assert with_terms(stage, {}) is stage
     with pytest.raises(ValueError, match="one name"):
         with_terms(stage, {l1: 1.0, (lambda: l1).__call__: 1.0, Learned(): 1.0, Learned(): 2.0})
+
+
+def test_a_weave_of_four_pixels_is_seen_and_noise_is_not():
+    def of(error):
+        return weave(trainer.Step(torch.zeros(()), x_H=torch.zeros_like(error), x_real=error)).item()
+
+    noise = 0.1 * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    grid = torch.zeros(1, 3, 96, 96)
+    grid[..., ::4, ::4] = 0.8
+    assert of(grid) == pytest.approx(0.8 / 16)
+    assert of(noise) < 0.02 and of(noise + grid) > 0.05

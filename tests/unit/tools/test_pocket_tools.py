@@ -13,7 +13,6 @@ from ifcsr_lib import config, models, trainer
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "pocket"))
 import real_esrgan
 import teacher_tiles
-import train_adapters
 import train_backbone
 
 
@@ -212,11 +211,3 @@ def test_the_critic_teaches_the_unet_and_learns_apart_from_it(tiles):
     assert any(not torch.equal(without[n], with_it[n]) for n in without if n.startswith("unet."))
     assert any(g.abs().sum() > 0 for n, g in with_it.items() if n.startswith("critic."))
     assert {"critic", "told apart"} <= set(step.logs)
-
-
-def test_a_weave_of_four_pixels_is_seen_and_noise_is_not():
-    noise = 0.1 * torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    grid = torch.zeros(1, 3, 96, 96)
-    grid[..., ::4, ::4] = 0.8
-    assert train_adapters.weave(grid).item() == pytest.approx(0.8 / 16)
-    assert train_adapters.weave(noise) < 0.02 and train_adapters.weave(noise + grid) > 0.05
