@@ -24,6 +24,7 @@ TOLERANCE = {
     r"psnr|PSNR range \(dB\)": ("dB", (0.0037, 0.05), (0.28, 0.6)),
     r"ssim": ("", (0.00012, 0.001), (0.0062, 0.02)),
     r"niqe.*": ("", (0.035, 0.15), (0.7, 1.5)),
+    r"lpips-lite.*": ("", (None, 0.05), (None, 0.6)),
     r"lpips.*|dists": ("", (None, 0.005), (None, 0.03)),
     r".*levels\)|.*jump|ends apart": ("levels", (None, 0.5), (1.04, 2.5)),
     r"largest / mean|detour": ("", (None, 0.1), (0.07, 0.5)),

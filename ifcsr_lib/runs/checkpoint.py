@@ -14,7 +14,7 @@ from ..files.results import atomic, read_json, recorded, write_json
 
 # Raise it by hand when the same settings would train differently: other data order, loss or optimiser. It is
 # part of the name of every run's folder, so that no checkpoint of before is continued.
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 
 
 def run_folder(model, name: str) -> Path:
