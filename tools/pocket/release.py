@@ -75,7 +75,8 @@ def autoencoder_table(model, hr: list[Path]) -> pd.DataFrame:
     """A round trip of the HR images through the autoencoder, beside the HR images themselves."""
     photos = [images.read_image(p).rgb for p in hr]
     with torch.inference_mode():
-        back = [model.decode(model.encode(x)).clamp(0, 1) for x in photos]
+        device = model.prompt.device
+        back = [model.decode(model.encode(x.to(device))).clamp(0, 1).cpu() for x in photos]
     rows = {
         "HR": evaluate.score(photos, metrics=["niqe"]),
         "round trip": evaluate.score(back, photos, METRICS),
@@ -122,38 +123,45 @@ def strip_rows(model) -> dict[str, tuple]:
     """{damage: (its Endpoints, HR)} of one held-out photograph: a damage that people meet, and a hard one."""
     x_H, rows = data.load_photo(next(p for p in data.photos("heldout") if p.name == "china")), {}
     for label, preset in (("light damage", "light"), ("hard damage (x4plus)", "x4plus")):
-        lq = (degradation.degrade(x_H, 0, preset, 0).clamp(0, 1) * 255).round() / 255
-        rows[label] = model.endpoints(lq), x_H
+        rows[label] = model.endpoints(degradation.degrade(x_H, 0, preset, 0)), x_H
     return rows
 
 
 def contact_sheet(names: list[str], ends: list, teacher: list[Path], hr: list[Path], side: int = 256):
-    """A figure: bicubic, gamma 0, .5, 1, Real-ESRGAN and HR of each image, the middle `side` pixels."""
+    """A figure: bicubic, gamma 0, .5, 1, Real-ESRGAN and HR of each image, the middle `side` pixels.
+
+    figures.sheet has no column for another method.
+    """
     shown = {}
     for name, e, path, reference in zip(names, ends, teacher, hr):
         row = {"bicubic": e.x_L, "gamma 0": e.x_fid, "gamma 0.5": e.blend(0.5), "gamma 1": e.x_real}
         row |= {"Real-ESRGAN": images.read_image(path).rgb, "HR": images.read_image(reference).rgb}
         top, left = ((s - side) // 2 for s in e.x_L.shape[-2:])
-        shown |= {f"{name}, {k}": x[..., top : top + side, left : left + side] for k, x in row.items()}
+        shown |= {f"{name}\n{k}": x[..., top : top + side, left : left + side] for k, x in row.items()}
     return figures.pictures(shown, columns=6, size=side / 100)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", type=Path, required=True, help="the wheel, or its .bin")
+    parser.add_argument("--teacher", type=Path, help="the wheel, or its .bin; for kodak and realsr")
     parser.add_argument("--model", default="pocket", help="a saved model; default: the shipped one")
     parts = ("strip", "autoencoder", "mild", "kodak", "realsr")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
+    if not args.teacher and {"kodak", "realsr"} & {*args.only}:
+        parser.error("kodak and realsr stand beside Real-ESRGAN: pass --teacher FILE, or --only without them")
     cfg, model = config.resolve("pocket"), ifcsr.load(args.model)
     keep, realsr = cfg.results / "real_esrgan", data.user_data("realsr")
+    osediff = realsr / "osediff" if realsr and (realsr / "osediff").is_dir() else None
+    shipped = args.model == "pocket"
+    inputs = [config.POCKET, *filter(None, [args.teacher])] + ([] if shipped else [Path(args.model)])
 
     def write(table: pd.DataFrame, name: str) -> None:
-        results.write_table(table, f"release_{name}", cfg, inputs=[config.POCKET / "adapters"])
+        results.write_table(table, f"release_{name}", cfg, inputs=inputs)
         print(f"{name}\n{table.round(4).to_string()}", flush=True)
 
     if "strip" in args.only:
-        results.write_figure(figures.sheet(strip_rows(model)), "release_strip", cfg)
+        results.write_figure(figures.sheet(strip_rows(model)), "release_strip", cfg, inputs=inputs)
     if "autoencoder" in args.only and realsr:
         write(autoencoder_table(model, images.list_images(realsr / "HR")), "autoencoder")
     if "mild" in args.only and data.user_data("kodak"):
@@ -172,13 +180,17 @@ def main() -> None:
         write(table, "realsr")
         every = {"bicubic": [e.x_L for e in ends]}
         every |= {f"pocket, gamma {g:g}": [e.blend(g) for e in ends] for g in (0.0, 0.5, 1.0)}
-        published = {p.name: p for p in images.list_images(realsr / "osediff")}
-        write(on_published(every | {"Real-ESRGAN": list(teacher)}, list(hr), published), "realsr_published")
+        if osediff:
+            published = {p.name: p for p in images.list_images(osediff)}
+            every["Real-ESRGAN"] = list(teacher)
+            write(on_published(every, list(hr), published), "realsr_published")
         chosen = [i for i, n in enumerate(names) if i % 6 == 0 or n.startswith(SHOWN)]
         rows = [[part[i] for i in chosen] for part in (names, ends, teacher, hr)]
-        results.write_figure(contact_sheet(*rows), "release_sheet_realsr", cfg, dpi=100)
-    wanted = {"autoencoder": realsr, "mild": data.user_data("kodak"), "kodak": data.user_data("kodak")}
-    lacking = [n for n in args.only if not (wanted | {"realsr": realsr, "strip": True})[n]]
+        results.write_figure(contact_sheet(*rows), "release_sheet_realsr", cfg, dpi=100, inputs=inputs)
+    there = {"autoencoder": realsr, "mild": data.user_data("kodak"), "kodak": data.user_data("kodak")}
+    there |= {"realsr": realsr, "strip": True}
+    lacking = [n for n in args.only if not there[n]]
+    lacking += ["OSEDiff's row"] if "realsr" in args.only and realsr and not osediff else []
     print("not run:", ", ".join(lacking) or "nothing")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from train_backbone import Tiles, tell
+from train_backbone import Tiles, named, tell
 
 from ifcsr_lib import config, data, loss, models, results, trainer
 from ifcsr_lib.extras.terms import weave, with_terms
@@ -72,21 +72,22 @@ def main() -> None:
     )
     cfg = config.resolve("pocket", args.seed, overrides)
     model, distance = models.new(cfg), loss.feature_distance(cfg)
-    tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
+    tiles, runs = Tiles(args.tiles, args.patch, args.seed, args.count), args.out / "runs"
     if args.fidelity:
         model.load_adapter("fidelity", args.fidelity)
     else:
-        stage, runs = trainer.Stage1(model, distance), args.out / "runs"
+        stage = trainer.Stage1(model, distance)
+        stage.name = named("stage1", argparse.Namespace(tiles=args.tiles, count=args.count))
         trainer.train(stage, Targets(tiles, 0.0), cfg, runs / "stage1", args.steps[0], tell)
         model.save_adapter("fidelity", args.out / "fidelity.safetensors")
     model.cfg = cfg = cfg.replace(k=args.k[1])
     stage = with_terms(trainer.Stage2(model, distance), {weave: args.weave} if args.weave else {})
-    folder = args.out / "runs" / "stage2"
-    trainer.train(stage, Targets(tiles, args.teacher), cfg, folder, args.steps[1], tell)
-    record = results.provenance(cfg, sorted(args.tiles.glob("tiles-*.npz"))[:1])
-    made = {"tool": "tools/pocket/train_adapters.py", "k": list(args.k)}
-    made |= {"teacher": args.teacher, "weave": args.weave}
-    model.eval().save(args.out, record | {"made": made})
+    stage.name = named(stage.name, args)
+    trainer.train(stage, Targets(tiles, args.teacher), cfg, runs / "stage2", args.steps[1], tell)
+    made = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+    inputs = [args.tiles, *filter(None, [args.fidelity])]
+    record = results.provenance(cfg, inputs) | {"made": {"tool": "tools/pocket/train_adapters.py", **made}}
+    model.eval().save(args.out, record)
 
 
 if __name__ == "__main__":

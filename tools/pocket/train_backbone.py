@@ -11,7 +11,6 @@ history.json, and at the end unet/, vae/ and empty_prompt.safetensors in the lay
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 from pathlib import Path
@@ -22,8 +21,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import Dataset
 
 from ifcsr_lib import config, data, images, loss, results, trainer
@@ -168,26 +165,6 @@ class Tiles(Dataset):
         return {"x_H": x[0], "x_L": x[1], "x_T": x[2], "index": i, "name": f"tile {n}"}
 
 
-class Critic(nn.Module):
-    """Says whether latents are the teacher's: (z, z_L), each (N, 48, h, w) -> (N, 1, h, w), above 0 for yes.
-
-    Latents are pixels, 4 x 4 of them in one position, so that a weave of that period is plain to see. Each
-    answer sees 44 x 44 pixels and the LQ there.
-    """
-
-    def __init__(self, width: int = 96):
-        super().__init__()
-        sizes = (2 * LATENTS, width, width, width, width)
-        convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes)]
-        self.layers = nn.Sequential(
-            *(m for conv in convs for m in (spectral_norm(conv), nn.LeakyReLU(0.2))),
-            nn.Conv2d(width, 1, 3, padding=1),
-        )
-
-    def forward(self, z: Tensor, z_L: Tensor) -> Tensor:
-        return self.layers(torch.cat([z, z_L], 1))
-
-
 class Backbone:
     """UNet and prompt learn, in pixels; the autoencoder stays the rearrangement of pixels that it is.
 
@@ -197,11 +174,10 @@ class Backbone:
     latents_only: no decoder and no features; the L1 is then that of latents, which is the same number while
     the decoder gives pixels back, and a step takes half of the time.
     loss = 10 L1(x, x_T) + 10 even * L1(means of 6 x 6 cells of latents) + features * mean_l D(x, x_T, l)
-    + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, 1)) of all samples but the last `noisy`, which predict noise
-    n at t above 1. The features are those of one window of 64 pixels of the first `looked` samples: the loss
-    network costs seven times as much as the UNet.
-    distance: loss.feature_distance to the teacher's picture, or None. critic: with its weight, adds
-    -weight * critic(z, z_L) for the UNet, and the hinge loss of telling z from z_T for the critic.
+    + 0.1 MSE(eps, n), x = decode(z_L - eps(z_L, t)) at t = cfg.timestep of all samples but the last `noisy`,
+    which predict noise n at a larger t. The features are those of one window of 64 pixels of the first
+    `looked` samples: the loss network costs seven times as much as the UNet.
+    distance: loss.feature_distance to the teacher's picture, or None.
     """
 
     name = "backbone"
@@ -218,23 +194,18 @@ class Backbone:
         latents_only: bool = False,
         looked: int = 6,
         even: float = 1.0,
-        critic: Critic | None = None,
-        weight: float = 0.0,
     ):
         self.unet, self.prompt, self.vae, self.cfg = unet.train(), prompt, vae.eval(), cfg
         self.distance, self.features, self.noisy, self.latents_only = distance, features, noisy, latents_only
         self.looked, self.even = looked, even
-        self.schedule, self.critic, self.weight = noise_schedule(), critic, weight
+        self.schedule = noise_schedule()
         vae.requires_grad_(False)
 
     def modules(self) -> list[nn.Module]:
-        others = [part for part in (self.distance, self.critic) if part]
-        return [self.unet, self.vae, nn.ParameterList([self.prompt]), *others]
+        return [self.unet, self.vae, nn.ParameterList([self.prompt]), *filter(None, [self.distance])]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        parts = {"unet": self.unet} | ({"critic": self.critic} if self.critic else {})
-        named = {f"{part}.{n}": p for part, net in parts.items() for n, p in net.named_parameters()}
-        return named | {"prompt": self.prompt}
+        return {f"unet.{n}": p for n, p in self.unet.named_parameters()} | {"prompt": self.prompt}
 
     def loss(self, batch: dict) -> trainer.Step:
         cfg, index, n = self.cfg, batch["index"], len(batch["x_H"])
@@ -270,12 +241,6 @@ class Backbone:
                 seen = (slice(self.looked), slice(None), slice(top, top + WINDOW), slice(left, left + WINDOW))
                 parts["features"] = self.distance(x[seen], x_T[:m][seen])[1:].mean()
                 total = total + self.features * parts["features"]
-        if self.critic:
-            z_S, weights = z[:m] - eps[:m], {n: p.detach() for n, p in self.critic.named_parameters()}
-            parts["critic"] = -functional_call(self.critic, weights, (z_S, z[:m])).mean()
-            real, fake = self.critic(z_T, z[:m]), self.critic(z_S.detach(), z[:m])
-            parts["told apart"] = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-            total = total + self.weight * parts["critic"] + parts["told apart"]
         if self.noisy:
             parts["noise"] = F.mse_loss(eps[m:], noise)
             total = total + 0.1 * parts["noise"]
@@ -290,6 +255,14 @@ def save(folder: Path, unet, prompt: Tensor, vae) -> None:
         results.write_json({k: v for k, v in results.read_json(card).items() if k != "_name_or_path"}, card)
     with results.atomic(folder / "empty_prompt.safetensors") as tmp:
         save_file({"prompt": prompt.detach().half().contiguous()}, tmp)
+
+
+def named(name: str, args: argparse.Namespace) -> str:
+    """The name of a run with these options, so that one with others does not continue it; paths by name."""
+    told = {
+        k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "steps")
+    }
+    return f"{name} {json.dumps(told)}"
 
 
 def tell(row: dict) -> None:
@@ -316,11 +289,12 @@ def main() -> None:
     parser.add_argument(
         "--latents", action="store_true", help="train the UNet on latents alone, twice as fast"
     )
-    parser.add_argument("--critic", type=float, default=0.0, help="weight of the critic's answer")
     parser.add_argument("--features", type=float, default=0.0, help="weight of the loss network's distance")
     parser.add_argument("--even", type=float, default=1.0, help="weight of the mean error of 6 x 6 cells")
     parser.add_argument("--looked", type=int, default=6, help="samples per batch that the loss network sees")
     args = parser.parse_args()
+    if args.features and args.latents:
+        parser.error("--latents has no pictures to compare in --features; choose one")
     overrides = dict(patch=args.patch, batch=args.batch, lr=args.lr, weight_decay=0.0, checkpoint_every=100)
     cfg = config.resolve("pocket", args.seed, overrides)
     torch.manual_seed(args.seed)
@@ -334,9 +308,6 @@ def main() -> None:
         unet = UNet2DConditionModel.from_pretrained(args.init / "unet").float()
         vae = AutoencoderDC.from_pretrained(args.init / "vae").float()
         prompt = load_file(args.init / "empty_prompt.safetensors")["prompt"].float()
-    if args.features and args.latents:
-        parser.error("--latents has no pictures to compare in --features; choose one")
-    critic = Critic() if args.critic else None
     if args.features:
         distance = loss.feature_distance(cfg)
     objective = Backbone(
@@ -350,9 +321,8 @@ def main() -> None:
         args.latents,
         args.looked,
         args.even,
-        critic,
-        args.critic,
     )
+    objective.name = named("backbone", args)
     tiles = Tiles(args.tiles, args.patch, args.seed, args.count)
     history = trainer.train(objective, tiles, cfg, args.out, args.steps, tell)
     results.write_json(history, args.out / "history.json")

@@ -1,5 +1,6 @@
 """The tools that make the pocket backbone: the teacher's loader, its tiles, the objective."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ifcsr_lib import config, models, trainer
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "pocket"))
 import real_esrgan
 import teacher_tiles
+import train_adapters
 import train_backbone
 
 
@@ -181,33 +183,27 @@ def test_latents_alone_measure_what_pixels_measure(tiles):
     ]
     pixels, latents = (objective.loss(batch).logs["pixels"] for objective in both)
     assert latents == pytest.approx(pixels, rel=0.02)
-    assert not any(n.startswith("decoder") for n in both[1].trainable())
+    assert {name.split(".")[0] for name in both[1].trainable()} == {"unet", "prompt"}
 
 
-def test_the_critic_teaches_the_unet_and_learns_apart_from_it(tiles):
-    """Its weights get no gradient from what it tells the UNet, and the UNet none from its own lesson."""
+def test_a_run_with_another_option_has_another_name():
+    def name(**options):
+        given = {"out": Path("a/b"), "steps": 3, "tiles": Path("a/tiles"), "weave": 0.0} | options
+        return train_backbone.named("stage2", argparse.Namespace(**given))
+
+    assert name() == name(out=Path("c"), steps=9) == name(tiles=Path("b/tiles"))
+    assert len({name(), name(weave=6.0), name(tiles=Path("a/others"))}) == 3
+
+
+def test_a_share_of_the_targets_is_the_teachers(tiles):
     folder, *_ = tiles
-    cfg = config.resolve("smoke", 0, {"patch": 64, "batch": 3})
-    batch = torch.utils.data.default_collate([train_backbone.Tiles(folder, 64, 0, 4)[i] for i in range(3)])
-    vae, gradients = train_backbone.new_autoencoder(), {}
-    torch.manual_seed(0)
-    unet, critic = train_backbone.new_unet((16, 16, 32)), train_backbone.Critic(8)
-    nn.init.normal_(unet.conv_out.weight, std=0.01)
-    for weight in (0.0, 1.0):
-        prompt = nn.Parameter(torch.zeros(1, 4, 64))
-        state = {k: v.clone() for k, v in critic.state_dict().items()}
-        objective = train_backbone.Backbone(
-            unet, prompt, vae, cfg, noisy=1, latents_only=True, critic=critic, weight=weight
-        )
-        trained = objective.trainable()
-        for p in trained.values():
-            p.grad = None
-        step = objective.loss(batch)
-        step.loss.backward()
-        gradients[weight] = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
-        critic.load_state_dict(state)  # spectral norm keeps a running estimate
-    without, with_it = gradients[0.0], gradients[1.0]
-    assert all(torch.equal(without[n], with_it[n]) for n in without if n.startswith("critic."))
-    assert any(not torch.equal(without[n], with_it[n]) for n in without if n.startswith("unet."))
-    assert any(g.abs().sum() > 0 for n, g in with_it.items() if n.startswith("critic."))
-    assert {"critic", "told apart"} <= set(step.logs)
+    crops = train_backbone.Tiles(folder, 64, 0, 4)
+    photographs, taught, half = (train_adapters.Targets(crops, share) for share in (0.0, 1.0, 0.5))
+    for i in range(8):
+        x_H, x_T = crops[i]["x_H"], crops[i]["x_T"]
+        assert torch.equal(photographs[i]["x_H"], x_H) and torch.equal(taught[i]["x_H"], x_T)
+        assert "x_T" not in half[i] and torch.equal(half[i]["x_L"], crops[i]["x_L"])
+    first, second = ([torch.equal(half[i]["x_H"], crops[i]["x_T"]) for i in range(60)] for _ in range(2))
+    assert 15 < sum(first) < 45 and first == second
+    with pytest.raises(ValueError, match="share=2"):
+        train_adapters.Targets(crops, 2)
