@@ -64,6 +64,8 @@ class Config:
     # --- loss
     features: str = "vgg16"  # the paper: VGG; "pocket" is the small network the repository ships
     k: float = 7.0  # the paper
+    # DECISION D49: weight of extras.terms.weave in stage 2, which is not from the paper
+    weave: float = 0.0
     # --- degradation and data
     # DECISION D10: the paper says Real-ESRGAN degradation; x4plus is its published setting
     preset: str = "x4plus"
@@ -142,8 +144,9 @@ _POCKET = dict(
     training_set="shipped",
     reading="memory",
     border=16,
+    weave=6.0,
     patch=96,
-    lr=1e-3,
+    lr=5e-4,
     schedule="cosine",
     steps_fidelity=240,
     steps_realism=240,
@@ -187,6 +190,7 @@ _FROM_ZERO = (
     "timestep",
     "beta1",
     "beta2",
+    "weave",
     "border",
     "bad_images",
     "tile",
@@ -246,9 +250,9 @@ _TRAINING = (
 DEPENDS: dict[str, tuple[str, ...]] = {
     "pairs": ("profile", "seed", "scale", "heldout", "heldout_preset"),  # notebook 01
     "fidelity": _TRAINING,  # the adapter of stage 1
-    "realism": (*_TRAINING, "steps_realism"),  # the adapter of stage 2, which goes on from stage 1's
+    "realism": (*_TRAINING, "steps_realism", "weave"),  # the adapter of stage 2, which goes on from stage 1's
     # a folder for `load`: both adapters, and in ifcsr.json how `endpoints` uses them
-    "model": (*_TRAINING, "steps_realism", "border", "colour_fix", "tile", "tile_overlap"),
+    "model": (*_TRAINING, "steps_realism", "weave", "border", "colour_fix", "tile", "tile_overlap"),
 }
 _TYPES = {"int": int, "float": float, "str": str, "str | None": (str, type(None)), "bool": bool}
 

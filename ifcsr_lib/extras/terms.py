@@ -16,7 +16,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..trainer import Objective, Step
+from ..loss import FeatureDistance
+from ..models import IFCSR
+from ..trainer import Objective, Stage2, Step
 
 Term = Callable[[Step], Tensor]
 
@@ -78,6 +80,11 @@ def weave(step: Step) -> Tensor:
     """
     error = step.x_real.float() - step.x_H
     return F.avg_pool2d(F.pixel_unshuffle(error, 4), 6).abs().mean()
+
+
+def stage2(model: IFCSR, distance: FeatureDistance) -> Objective | WithTerms:
+    """Stage 2 as a profile trains it: E3, and cfg.weave times `weave` where that is above 0."""
+    return with_terms(Stage2(model, distance), {weave: model.cfg.weave} if model.cfg.weave else {})
 
 
 def _name(term: Term) -> str:

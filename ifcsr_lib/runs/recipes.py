@@ -10,10 +10,11 @@ from accelerate import PartialState
 
 from ..config import Config
 from ..data import training_crops
+from ..extras.terms import stage2
 from ..files.results import provenance, require, write_sidecar
 from ..loss import feature_distance
 from ..models import ADAPTERS, new
-from ..trainer import Stage1, Stage2, train
+from ..trainer import Stage1, train
 from .checkpoint import run_folder
 
 
@@ -29,7 +30,7 @@ def run_stage(cfg: Config, stage: int, on_step: Callable[[dict], None] | None = 
     name, fidelity = ADAPTERS[stage - 1], adapters / "fidelity.safetensors"
     if stage == 2:
         model.load_adapter("fidelity", require(fidelity, cfg, "02"))
-    objective = (Stage1, Stage2)[stage - 1](model, feature_distance(cfg))
+    objective = (Stage1, stage2)[stage - 1](model, feature_distance(cfg))
     steps = cfg.steps_fidelity if stage == 1 else cfg.steps_realism
     train(objective, training_crops(cfg), cfg, run_folder(model, f"stage{stage}"), steps, on_step)
     path, seconds = adapters / f"{name}.safetensors", time.perf_counter() - began

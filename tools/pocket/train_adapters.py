@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from train_backbone import Tiles, named, tell
 
 from ifcsr_lib import config, data, loss, models, results, trainer
-from ifcsr_lib.extras.terms import weave, with_terms
+from ifcsr_lib.extras import terms
 
 
 class Targets(Dataset):
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="pocket", help="a folder; default: the shipped one")
     parser.add_argument("--steps", type=int, nargs=2, required=True, metavar=("STAGE1", "STAGE2"))
     parser.add_argument("--teacher", type=float, default=0.0, help="share of teacher's pictures in stage 2")
-    parser.add_argument("--weave", type=float, default=0.0, help="weight of extras.terms.weave in stage 2")
+    parser.add_argument("--weave", type=float, default=0.0, help="the setting of that name")
     parser.add_argument("--k", type=float, nargs=2, default=(7.0, 7.0), metavar=("STAGE1", "STAGE2"))
     parser.add_argument("--fidelity", type=Path, help="take stage 1 from this fidelity.safetensors")
     parser.add_argument("--count", type=int, default=2048, help="tiles to learn from")
@@ -80,8 +80,8 @@ def main() -> None:
         stage.name = named("stage1", argparse.Namespace(tiles=args.tiles, count=args.count))
         trainer.train(stage, Targets(tiles, 0.0), cfg, runs / "stage1", args.steps[0], tell)
         model.save_adapter("fidelity", args.out / "fidelity.safetensors")
-    model.cfg = cfg = cfg.replace(k=args.k[1])
-    stage = with_terms(trainer.Stage2(model, distance), {weave: args.weave} if args.weave else {})
+    model.cfg = cfg = cfg.replace(k=args.k[1], weave=args.weave)
+    stage = terms.stage2(model, distance)
     stage.name = named(stage.name, args)
     trainer.train(stage, Targets(tiles, args.teacher), cfg, runs / "stage2", args.steps[1], tell)
     made = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}

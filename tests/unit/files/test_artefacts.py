@@ -205,7 +205,8 @@ def test_tracked_results_are_still_read():
     for side in found:
         record = json.loads(side.read_text())
         known = {k: v for k, v in record["config"].items() if k in FIELDS and k not in ("profile", "seed")}
-        cfg = resolve(record["profile"], record["seed"], known)
+        added = {k: getattr(Config, k) for k in FIELDS if k not in record["config"]}  # it was off
+        cfg = resolve(record["profile"], record["seed"], added | known)
         if not any(
             record["config"].get(k)
             for k in ("texture", "adversarial", "equivariance", "lattice", "grain", "vsd")
