@@ -91,24 +91,42 @@ def load(path: str | Path) -> RealESRGAN:
     return net.eval().requires_grad_(False)
 
 
+def upscaled(teacher: Path, lq: list[Path], folder: Path) -> list[Path]:
+    """The network's picture of each file, as PNG in `folder`. One of the same LQ that is there is kept.
+
+    teacher: see `load`. made_from.json in the folder has the sha256 of each picture's LQ. A GPU is used where
+    there is one. Raises ValueError for two files of one name.
+    """
+    from tqdm.auto import tqdm
+
+    from ifcsr_lib import images, results
+
+    paths, note = [folder / f"{p.stem}.png" for p in lq], folder / "made_from.json"
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"two of the files for {folder} have one name without suffix; rename one")
+    made = results.read_json(note) if note.is_file() else {}
+    hashes = {out.name: results.sha256(path) for path, out in zip(lq, paths)}
+    todo = [(p, q) for p, q in zip(lq, paths) if not q.is_file() or made.get(q.name) != hashes[q.name]]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = load(teacher).to(device, memory_format=torch.channels_last) if todo else None
+    for path, out in tqdm(todo, desc="Real-ESRGAN", disable=not todo):
+        with torch.inference_mode():
+            x = net(images.read_image(path).rgb.to(device, memory_format=torch.channels_last))
+        images.write_image(x.float().clamp(0, 1).cpu(), out)
+        made[out.name] = hashes[out.name]
+        results.write_json(made, note)
+    return paths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("teacher", type=Path, help="the wheel, or realesrgan-x4plus.bin out of it")
     parser.add_argument("source", type=Path, help="a folder of low-quality images")
-    parser.add_argument("target", type=Path, help="a folder for the PNG files; those that are there stay")
+    parser.add_argument("target", type=Path, help="a folder for the PNG files; those of the same LQ stay")
     args = parser.parse_args()
     from ifcsr_lib import images
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = load(args.teacher).to(device, memory_format=torch.channels_last)
-    for path in images.list_images(args.source):
-        target = args.target / f"{path.stem}.png"
-        if target.exists():
-            continue
-        with torch.inference_mode():
-            x = net(images.read_image(path).rgb.to(device, memory_format=torch.channels_last))
-        images.write_image(x.float().clamp(0, 1).cpu(), target)
-        print(target, flush=True)
+    print(len(upscaled(args.teacher, images.list_images(args.source), args.target)), "in", args.target)
 
 
 if __name__ == "__main__":

@@ -84,17 +84,6 @@ def autoencoder_table(model, hr: list[Path]) -> pd.DataFrame:
     return pd.DataFrame({k: evaluate.summary(v) for k, v in rows.items()}).T.rename_axis("image")
 
 
-def upscaled(teacher, lq: list[Path], folder: Path) -> list[Path]:
-    """Real-ESRGAN's pictures of these files in `folder`; those that are there are kept."""
-    paths = [folder / p.name for p in lq]
-    todo = [(p, q) for p, q in zip(lq, paths) if not q.exists()]
-    net = real_esrgan.load(teacher) if todo else None
-    for path, out in tqdm(todo, desc="Real-ESRGAN"):
-        with torch.inference_mode():
-            images.write_image(net(images.read_image(path).rgb).clamp(0, 1), out)
-    return paths
-
-
 def along_gamma(model, lq: list[Path], hr: list[Path], others: dict[str, list[Path]]):
     """(table, ends): a row for bicubic, each gamma and each of `others`, {label: one picture per pair}."""
     ends = [model.endpoints(images.read_image(p).rgb) for p in tqdm(lq, desc="endpoints")]
@@ -171,11 +160,13 @@ def main() -> None:
             files = images.list_images(data.user_data("kodak"))
             made = data.write_pairs(cfg.replace(heldout_preset=preset), files, f"pairs_kodak_{preset}", 768)
             _, lq, hr = zip(*data.pairs(made))
-            table, _ = along_gamma(model, lq, hr, {"Real-ESRGAN": upscaled(args.teacher, lq, keep / preset)})
+            table, _ = along_gamma(
+                model, lq, hr, {"Real-ESRGAN": real_esrgan.upscaled(args.teacher, lq, keep / preset)}
+            )
             write(table, f"kodak_{preset}")
     if "realsr" in args.only and realsr:
         names, lq, hr = zip(*data.pairs(realsr))
-        teacher = upscaled(args.teacher, lq, keep / "realsr")
+        teacher = real_esrgan.upscaled(args.teacher, lq, keep / "realsr")
         table, ends = along_gamma(model, lq, hr, {"Real-ESRGAN": teacher})
         write(table, "realsr")
         every = {"bicubic": [e.x_L for e in ends]}

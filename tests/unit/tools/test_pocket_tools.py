@@ -71,6 +71,23 @@ class Double(nn.Module):
         return self.gain * nn.functional.interpolate(x, scale_factor=4, mode="nearest")
 
 
+def test_pictures_are_made_again_for_another_lq(tmp_path, monkeypatch):
+    from ifcsr_lib import images
+
+    runs = []
+    monkeypatch.setattr(real_esrgan, "load", lambda path: runs.append(path) or Double())
+    lq = [images.write_image(torch.full((1, 3, 4, 6), g), tmp_path / "lq" / f"{g}.png") for g in (0.2, 0.4)]
+    made = real_esrgan.upscaled(Path("a.bin"), lq, tmp_path / "out")
+    assert [images.read_image(p).rgb.shape for p in made] == [(1, 3, 16, 24)] * 2
+    first, times = made[0].read_bytes(), [p.stat().st_mtime_ns for p in made]
+    assert real_esrgan.upscaled(Path("a.bin"), lq, tmp_path / "out") == made and len(runs) == 1
+    images.write_image(torch.full((1, 3, 4, 6), 0.8), lq[0])
+    real_esrgan.upscaled(Path("a.bin"), lq, tmp_path / "out")
+    assert made[0].read_bytes() != first and made[1].stat().st_mtime_ns == times[1] and len(runs) == 2
+    with pytest.raises(ValueError, match="one name without suffix"):
+        real_esrgan.upscaled(Path("a.bin"), [Path("a/x.png"), Path("b/x.jpg")], tmp_path / "out")
+
+
 @pytest.fixture
 def tiles(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_tiles, "SHARD", 2)
