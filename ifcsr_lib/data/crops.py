@@ -35,14 +35,13 @@ class PhotoFile:
 
 
 def photos(split: str) -> list[PhotoFile]:
-    """The pocket photographs of a split, checked against the manifest's sha256: "train", "heldout", or
-    "sheet", three more for contact sheets.
+    """The pocket photographs of a split, checked against the manifest's sha256: "train" or "heldout".
 
-    They are in the installed scikit-image, scikit-learn and matplotlib wheels; nothing downloads. Raises
+    They are in the installed scikit-image and scikit-learn wheels; nothing downloads. Raises
     FileNotFoundError or ValueError naming the package when a file is missing or differs.
     """
-    if split not in ("train", "heldout", "sheet"):
-        raise ValueError(f"split={split!r}; allowed: 'train', 'heldout', 'sheet'")
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}; allowed: 'train', 'heldout'")
     out = []
     check_pointer(MANIFEST)
     with open(MANIFEST, newline="", encoding="utf-8") as f:
