@@ -68,7 +68,7 @@ def show(rows: list[dict], columns: dict[str, tuple[str, str]]) -> list[str]:
             return text or "-"
 
     if lacking := [key for key in columns if rows and key not in rows[0]]:
-        raise ValueError(f"a table has no column {lacking[0]!r}; make it again and keep it (keep_reference.py)")
+        raise ValueError(f"a table has no column {lacking[0]!r}; keep it anew (keep_reference.py)")
     return [
         *head(*(name for name, _ in columns.values())),
         *(row(*(cell(r[key], form) for key, (_, form) in columns.items())) for r in rows),
