@@ -19,6 +19,7 @@ _WHERE = dict.fromkeys(
         "low_quality",
         "pairs",
         "photos",
+        "read_pairs",
         "training_crops",
         "write_pairs",
     ),

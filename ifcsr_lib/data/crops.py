@@ -96,6 +96,13 @@ def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     return sorted((name, p, found[p]) for name, p in zip(labels(low), low, strict=True))
 
 
+def read_pairs(folder: Path) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """(names, LQ, HR) of what `pairs` finds: pictures (1, 3, h, w) and (1, 3, 4 h, 4 w), RGB in [0, 1]."""
+    found = pairs(folder)
+    lq, hr = ([read_image(row[side]).rgb for row in found] for side in (1, 2))
+    return [name for name, *_ in found], lq, hr
+
+
 def write_pairs(
     cfg: Config, files: list[PhotoFile | Path] | None = None, name: str = "pairs", side: int | None = None
 ) -> Path:

@@ -247,6 +247,10 @@ def test_pairs_from_every_kind_of_source(kind, home, tmp_path, server):
         p.relative_to(home / "realsr").as_posix(): p.read_bytes() for p in (home / "realsr").glob("*/*")
     } == there
     assert [name for name, _, _ in data.pairs(home / "realsr")] == ["photo0", "photo1", "photo2"]
+    names, lq, hr = data.read_pairs(home / "realsr")
+    assert names == ["photo0", "photo1", "photo2"] and len(lq) == len(hr) == 3
+    for (_, low, high), x, y in zip(data.pairs(home / "realsr"), lq, hr, strict=True):
+        assert torch.equal(x, read_image(low).rgb) and torch.equal(y, read_image(high).rgb)
     state = datasets.verify("realsr")
     assert state.complete and state.manifest == "recorded" and main(["data", "realsr"]) == 0
 
