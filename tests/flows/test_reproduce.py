@@ -124,9 +124,9 @@ def test_the_last_run_tells_how_long_this_one_takes(root, capsys):
 def test_without_a_run_the_forecast_is_of_readmes_minutes(tmp_path, profile, stems, source):
     forecast = Forecast(stems, tmp_path, profile)
     assert forecast.source == source
-    assert forecast.left() == (7 * 60 if source else None)
+    assert forecast.left() == (10 * 60 if source else None)
     if source:  # twice as slow as README's machine
-        assert 4 * 60 < forecast.left(1, 6 * 60) < 8 * 60 and forecast.left(2, 600) == 0
+        assert 8 * 60 < forecast.left(1, 8 * 60) < 12 * 60 and forecast.left(2, 600) == 0
 
 
 def test_the_minutes_are_those_of_the_readme():
