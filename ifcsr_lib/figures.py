@@ -92,16 +92,24 @@ def strip(
     return pictures(images, columns=len(images), crop=crop)
 
 
-def sheet(rows: dict[str, tuple[control.Endpoints, Tensor]], gammas=(0.0, 0.5, 1.0), side: int = 192):
-    """A contact sheet: one row per image, {name: (its Endpoints, its HR)}; bicubic LR, each gamma, HR; centre
-    crops.
+def sheet(
+    rows: dict[str, tuple[control.Endpoints, dict[str, Tensor]]],
+    gammas=(0.0, 0.5, 1.0),
+    side: int = 192,
+    size: float = 2.0,
+):
+    """A contact sheet of centre crops: one row per image, {name: (its Endpoints, {label: picture})}.
+
+    A row has bicubic LR, each gamma, and the pictures, such as {"HR": x_H}; all rows have the same labels.
+    side: of a crop, in pixels; size: of a cell, in inches.
     """
-    images = {}
-    for name, (ends, hr) in rows.items():
-        top, left = ((s - side) // 2 for s in hr.shape[-2:])
-        shown = {"bicubic": ends.x_L} | {f"gamma {g:g}": ends.blend(float(g)) for g in gammas} | {"HR": hr}
+    images, columns = {}, 0
+    for name, (ends, others) in rows.items():
+        top, left = ((s - side) // 2 for s in ends.x_L.shape[-2:])
+        shown = {"bicubic": ends.x_L} | {f"gamma {g:g}": ends.blend(float(g)) for g in gammas} | others
         images |= {f"{name}\n{k}": x[..., top : top + side, left : left + side] for k, x in shown.items()}
-    return pictures(images, columns=len(gammas) + 2, size=2.0)
+        columns = len(shown)
+    return pictures(images, columns=columns, size=size)
 
 
 def losses(history: list[dict], title: str, key: str = "loss"):

@@ -83,6 +83,14 @@ POCKET_SCORES = {
 }
 
 
+REALSR_SCORES = {
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "lpips-lite": ("lpips-lite", ".2f"),
+    "niqe": ("NIQE", ".2f"),
+}
+
+
 def expect(_) -> list[str]:
     """The released model along gamma, with bicubic above."""
     rows = {f"{float(r['gamma']):.1f}": r for r in read("gamma_released")}
@@ -93,18 +101,13 @@ def expect(_) -> list[str]:
 
 def realsr(_) -> list[str]:
     """The released model on RealSR along gamma, with bicubic and Real-ESRGAN beside."""
-    columns = {"model": ("", ""), "gamma": ("gamma", ".1f"), "psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f")}
-    columns |= {"lpips-lite": ("lpips-lite", ".2f"), "niqe": ("NIQE", ".2f")}
-    return show(read("release_realsr"), columns)
+    return show(read("release_realsr"), {"model": ("", ""), "gamma": ("gamma", ".1f"), **REALSR_SCORES})
 
 
 def realsr_published(_) -> list[str]:
     """The same on the images whose outputs OSEDiff's authors published, with theirs beside."""
     rows = read("release_realsr_published")
-    columns = {"model": (f"the {float(rows[0]['images']):.0f} images", "")}
-    columns |= {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f")}
-    columns |= {"lpips-lite": ("lpips-lite", ".2f"), "niqe": ("NIQE", ".2f")}
-    return show(rows, columns)
+    return show(rows, {"model": (f"the {float(rows[0]['images']):.0f} images", ""), **REALSR_SCORES})
 
 
 def gpu_steps(_) -> list[str]:

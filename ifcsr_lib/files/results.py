@@ -44,7 +44,7 @@ _PACKAGES = (
 )
 _LOCK = threading.Lock()
 # removed fields of Config that changed no table, in records from before kinds
-WITHOUT_EFFECT = {
+_REMOVED = {
     *("csd_guidance", "csd_prompt", "steps_features", "steps_autoencoder", "steps_prior"),
     *("prior_init", "prior_pixels", "prior_restoring"),
 }
@@ -468,7 +468,7 @@ def _differences(record: dict, cfg: Config, kind: str) -> dict[str, tuple] | Non
     there, here = record.get("config", {}), recorded(cfg)
     fields = [name for name in depends(kind) if name in there]
     differ = {name: (there[name], here[name]) for name in fields if there[name] != here[name]}
-    removed = [k for k, v in there.items() if k not in here and v and k not in WITHOUT_EFFECT]
+    removed = [k for k, v in there.items() if k not in here and v and k not in _REMOVED]
     if "depends" not in record and fields and not differ and not removed:
         added = [name for name in depends(kind) if name not in there]
         if all(getattr(cfg, name) == getattr(Config, name) for name in added):

@@ -109,25 +109,11 @@ def on_published(table_of: dict[str, list], hr: list[Path], published: dict[str,
 
 
 def strip_rows(model) -> dict[str, tuple]:
-    """{damage: (its Endpoints, HR)} of one held-out photograph: a damage that people meet, and a hard one."""
+    """figures.sheet's rows of one held-out photograph: a damage that people meet, and a hard one."""
     x_H, rows = data.load_photo(next(p for p in data.photos("heldout") if p.name == "china")), {}
     for label, preset in (("light damage", "light"), ("hard damage (x4plus)", "x4plus")):
-        rows[label] = model.endpoints(degradation.degrade(x_H, 0, preset, 0)), x_H
+        rows[label] = model.endpoints(degradation.degrade(x_H, 0, preset, 0)), {"HR": x_H}
     return rows
-
-
-def contact_sheet(names: list[str], ends: list, teacher: list[Path], hr: list[Path], side: int = 256):
-    """A figure: bicubic, gamma 0, .5, 1, Real-ESRGAN and HR of each image, the middle `side` pixels.
-
-    figures.sheet has no column for another method.
-    """
-    shown = {}
-    for name, e, path, reference in zip(names, ends, teacher, hr):
-        row = {"bicubic": e.x_L, "gamma 0": e.x_fid, "gamma 0.5": e.blend(0.5), "gamma 1": e.x_real}
-        row |= {"Real-ESRGAN": images.read_image(path).rgb, "HR": images.read_image(reference).rgb}
-        top, left = ((s - side) // 2 for s in e.x_L.shape[-2:])
-        shown |= {f"{name}\n{k}": x[..., top : top + side, left : left + side] for k, x in row.items()}
-    return figures.pictures(shown, columns=6, size=side / 100)
 
 
 def main() -> None:
@@ -142,8 +128,8 @@ def main() -> None:
     cfg, model = config.resolve("pocket"), ifcsr.load(args.model)
     keep, realsr = cfg.results / "real_esrgan", data.user_data("realsr")
     osediff = realsr / "osediff" if realsr and (realsr / "osediff").is_dir() else None
-    shipped = args.model == "pocket"
-    inputs = [config.POCKET, *filter(None, [args.teacher])] + ([] if shipped else [Path(args.model)])
+    inputs = [config.POCKET, *filter(None, [args.teacher])]
+    inputs += [Path(args.model)] if args.model != "pocket" else []
 
     def write(table: pd.DataFrame, name: str) -> None:
         results.write_table(table, f"release_{name}", cfg, inputs=inputs)
@@ -176,8 +162,12 @@ def main() -> None:
             every["Real-ESRGAN"] = list(teacher)
             write(on_published(every, list(hr), published), "realsr_published")
         chosen = [i for i, n in enumerate(names) if i % 6 == 0 or n.startswith(SHOWN)]
-        rows = [[part[i] for i in chosen] for part in (names, ends, teacher, hr)]
-        results.write_figure(contact_sheet(*rows), "release_sheet_realsr", cfg, dpi=100, inputs=inputs)
+        rows = {}
+        for i in chosen:
+            beside = {"Real-ESRGAN": teacher[i], "HR": hr[i]}
+            rows[names[i]] = ends[i], {k: images.read_image(path).rgb for k, path in beside.items()}
+        sheet = figures.sheet(rows, side=256, size=2.56)
+        results.write_figure(sheet, "release_sheet_realsr", cfg, dpi=100, inputs=inputs)
     there = {"autoencoder": realsr, "mild": data.user_data("kodak"), "kodak": data.user_data("kodak")}
     there |= {"realsr": realsr, "strip": True}
     lacking = [n for n in args.only if not there[n]]

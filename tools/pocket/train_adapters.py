@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from train_backbone import Tiles, named, tell
+from train_backbone import Tiles, named, options, tell
 
 from ifcsr_lib import config, data, loss, models, results, trainer
 from ifcsr_lib.extras import terms
@@ -84,10 +84,9 @@ def main() -> None:
     stage = terms.stage2(model, distance)
     stage.name = named(stage.name, args)
     trainer.train(stage, Targets(tiles, args.teacher), cfg, runs / "stage2", args.steps[1], tell)
-    made = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+    made = {"tool": "tools/pocket/train_adapters.py", **options(args)}
     inputs = [args.tiles, *filter(None, [args.fidelity])]
-    record = results.provenance(cfg, inputs) | {"made": {"tool": "tools/pocket/train_adapters.py", **made}}
-    model.eval().save(args.out, record)
+    model.eval().save(args.out, results.provenance(cfg, inputs) | {"made": made})
 
 
 if __name__ == "__main__":

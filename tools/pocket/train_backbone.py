@@ -257,12 +257,14 @@ def save(folder: Path, unet, prompt: Tensor, vae) -> None:
         save_file({"prompt": prompt.detach().half().contiguous()}, tmp)
 
 
+def options(args: argparse.Namespace) -> dict:
+    """What a run was asked for, for names and records: all but --out, paths by name."""
+    return {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+
+
 def named(name: str, args: argparse.Namespace) -> str:
-    """The name of a run with these options, so that one with others does not continue it; paths by name."""
-    told = {
-        k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "steps")
-    }
-    return f"{name} {json.dumps(told)}"
+    """The name of a run with these options, --steps apart, so that one with others does not continue it."""
+    return f"{name} {json.dumps({k: v for k, v in options(args).items() if k != 'steps'})}"
 
 
 def tell(row: dict) -> None:

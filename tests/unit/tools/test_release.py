@@ -45,7 +45,8 @@ def test_tables_hold_every_row(tiny_cfg, tmp_path, monkeypatch):
 
 def test_the_strip_shows_one_photograph_after_two_damages(tiny_cfg):
     rows = release.strip_rows(models.new(tiny_cfg))
-    (light, x_H), (hard, again) = rows.values()
+    (light, beside), (hard, again) = rows.values()
+    x_H, again = beside["HR"], again["HR"]
     assert torch.equal(x_H, again) and light.x_fid.shape == hard.x_real.shape == x_H.shape
     errors = [(e.x_L - x_H).square().mean() for e in (light, hard)]
     assert errors[0] < errors[1], "the hard damage is not the harder one"
