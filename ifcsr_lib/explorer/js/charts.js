@@ -44,10 +44,12 @@ export class Charts {
     this.grid = h("div", {class: "ifcsr-charts"});
     this.box = h("details", {class: "ifcsr-curves"}, h("summary", {}, "Curves along γ"), this.grid);
     if (!app.host.live) return;
-    this.box.append(widgets.button("Measure SSIM, lpips-lite and NIQE", "measure the curves in Python, once", () => {
+    const measure = () => {
       app.note("measuring in Python…");
       app.host.action("sweep");
-    }));
+    };
+    const title = "measure the curves in Python, once";
+    this.box.append(widgets.button("Measure SSIM, lpips-lite and NIQE", title, measure));
   }
 
   /** Draw the charts of the shown image. */

@@ -104,7 +104,7 @@ def test_pointers_are_told_wherever_a_file_is_read(tmp_path, monkeypatch):
     """From Python too, where no command looks first: pictures, pairs, feature networks, saved models."""
     from ifcsr_lib import images, models
     from ifcsr_lib.control import Endpoints
-    from ifcsr_lib.nets import features, pocket
+    from ifcsr_lib.nets import features
 
     def pointer(name):
         path = tmp_path / name
@@ -117,7 +117,6 @@ def test_pointers_are_told_wherever_a_file_is_read(tmp_path, monkeypatch):
         lambda: images.read_image(pointer("a.png")),
         lambda: Endpoints.load(pointer("a.ifcsr.zip")),
         features.pocket_features,
-        lambda: pocket.teacher_features(pointer("vgg.npz")),
         lambda: models.load(tmp_path),
     ):
         with pytest.raises(ValueError, match="git-LFS pointer.*git lfs pull"):
