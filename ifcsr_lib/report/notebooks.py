@@ -51,30 +51,31 @@ class Forecast:
     """Time to go, from the minutes of the last run in this folder, else from MINUTES; scaled by the pace so
     far.
 
-    stems: the notebooks to run, in order; folder: executed/ of the profile, read now, before copies are
-    replaced. source: where the minutes come from, in words; None when there are none.
+    stems: the notebooks to run; folder: executed/ of the profile, read now, before copies are replaced; jobs:
+    how many run at once. source: where the minutes come from, in words; None when there are none.
     """
 
-    def __init__(self, stems, folder: str | Path, profile: str):
+    def __init__(self, stems, folder: str | Path, profile: str, jobs: int = 1):
         last = {
             k: one.seconds for k, one in executed(folder).items() if one.parameters.get("profile") == profile
         }
         typical = {stem: 60 * MINUTES[stem[:2]] for stem in stems if stem[:2] in MINUTES}
-        self.source, self.expected = None, []
+        self.source, self.expected = None, {}
         for source, seconds, fits in (
             ("the last run here", last, True),
             ("README's minutes, for 2 CPU cores", typical, profile == "pocket"),
         ):
             if fits and all(stem in seconds for stem in stems):
-                self.source, self.expected = source, [seconds[stem] for stem in stems]
+                self.source, self.expected = source, {stem: seconds[stem] / jobs for stem in stems}
                 break
 
-    def left(self, done: int = 0, elapsed: float = 0.0) -> float | None:
-        """Seconds to go after `done` notebooks, which took `elapsed` seconds; None without minutes."""
+    def left(self, done=(), elapsed: float = 0.0) -> float | None:
+        """Seconds to go after the stems `done`, which took `elapsed` seconds; None without minutes."""
         if self.source is None:
             return None
-        pace = (elapsed + STEADY) / (sum(self.expected[:done]) + STEADY)
-        return pace * sum(self.expected[done:])
+        before = sum(self.expected[stem] for stem in done)
+        pace = (elapsed + STEADY) / (before + STEADY)
+        return pace * (sum(self.expected.values()) - before)
 
 
 def minutes(seconds: float, word: str = "") -> str:

@@ -4,10 +4,14 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from ifcsr_lib import reproduce as module
@@ -40,6 +44,7 @@ def save(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> No
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(module, "side_by_side", lambda profile: 1)
     return tmp_path
 
 
@@ -62,6 +67,98 @@ def test_order_parameters_and_progress(root, monkeypatch, capsys):
     assert {p: p.read_bytes() for p in (root / "notebooks").iterdir()} == before, "run in place"
     assert dict(os.environ) == environment
     assert sorted(p.name for p in (root / "mine/smoke/executed").iterdir()) == ["00_a.ipynb", "07_b.ipynb"]
+
+
+REQUIRES = """import os, time
+from pathlib import Path
+notes = Path(os.environ["IFCSR_RESULTS"])
+# results.require(notes / "x", cfg, "{}")
+def note(word):
+    path = notes / f"{{os.environ['IFCSR_NOTEBOOK'][:2]}}.{{word}}"
+    path.write_text(os.environ.get("OMP_NUM_THREADS", ""))
+def there(*names, seconds=60):
+    end = time.monotonic() + seconds
+    while not all((notes / name).exists() for name in names):
+        assert time.monotonic() < end, names
+        time.sleep(0.05)
+note("begun")
+"""
+
+
+def test_two_at_a_time_and_none_before_what_it_requires(root, capsys, monkeypatch):
+    """01 ends only when 02 has begun, so they overlap; 03 begins when 01 has ended, whatever its number."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    save(root, "00_a.ipynb", REQUIRES.format("03"), "assert (notes / '03.end').exists()")
+    save(root, "01_b.ipynb", REQUIRES.format("-"), "there('02.begun')", "note('end')")
+    save(root, "02_c.ipynb", REQUIRES.format("-"), "there('01.begun')", "note('end')")
+    save(root, "03_d.ipynb", REQUIRES.format("01"), "assert (notes / '01.end').exists()", "note('end')")
+    notes = Path(os.environ["IFCSR_RESULTS"])
+    before, environment = Path.cwd(), dict(os.environ)
+    done = reproduce("smoke", jobs=2)
+    assert [p.name for p in done] == ["00_a.ipynb", "01_b.ipynb", "02_c.ipynb", "03_d.ipynb"]
+    assert all(p.is_file() for p in done) and (Path.cwd(), dict(os.environ)) == (before, environment)
+    assert {(notes / f"{i:02}.begun").read_text() for i in range(4)} == {"3"}, "a share of six cores each"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 notebooks, 2 at a time, ") and lines[1].startswith("[1/4] 01_b: ")
+    assert sum(bool(re.fullmatch(r" +\d\d_\w \.\.\. \d+ s", line)) for line in lines) == 4
+    names = [json.loads(p.read_text())["metadata"]["kernelspec"]["name"] for p in done]
+    assert names == ["python3"] * 4, "the kernels of a run are of no use afterwards"
+
+
+def test_what_runs_beside_a_failure_is_stopped(root, capsys):
+    save(root, "00_a.ipynb", REQUIRES.format("-"), "there('01.begun')", "1 / 0")
+    save(root, "01_b.ipynb", REQUIRES.format("-"), "time.sleep(100)")
+    save(root, "02_c.ipynb", "1")
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="00_a.ipynb failed in code cell 5.*ZeroDivisionError"):
+        reproduce("smoke", jobs=2)
+    assert time.monotonic() - start < 60
+    text, folder = capsys.readouterr().out, Path(os.environ["IFCSR_RESULTS"]) / "smoke" / "executed"
+    assert "00_a ... failed after" in text and "01_b ... stopped after" in text and "02_c" not in text
+    assert {p.name for p in folder.iterdir()} - {"00_a.log"} == {"00_a.failed.ipynb"}
+
+
+def test_jobs_that_cannot_be(root, capsys):
+    save(root, "00_a.ipynb", "1")
+    assert main(["reproduce", "--profile", "smoke", "--jobs", "0"]) == 2
+    assert "jobs=0; allowed: 1 or more" in capsys.readouterr().err
+    save(root, "00_a.ipynb", REQUIRES.format("01"))
+    save(root, "01_b.ipynb", REQUIRES.format("00"))
+    with pytest.raises(ValueError, match="00_a.ipynb, 01_b.ipynb require each other's results"):
+        reproduce("smoke")
+
+
+def test_the_notebooks_say_what_they_require():
+    """What reproduce finds in the text of the real ones."""
+    found = {path.name[:2]: {p.name[:2] for p in module.needs(path, notebooks())} for path in notebooks()}
+    assert found["00"] == found["01"] == set() and found["02"] == {"01"}
+    assert {"01", "02"} <= found["03"] and {"01", "03"} <= found["04"] and "01" in found["07"]
+    assert module.side_by_side("paper") == 1
+
+
+def test_ctrl_c_ends_every_kernel(root):
+    """A process of its own, told to stop while two notebooks run."""
+    for name in ("00_a.ipynb", "01_b.ipynb"):
+        save(root, name, REQUIRES.format("-"), "time.sleep(100)")
+    code = f"""from pathlib import Path
+from ifcsr_lib import reproduce
+from ifcsr_lib.cli import main
+reproduce.ROOT = Path({str(root)!r})
+raise SystemExit(main(["reproduce", "--profile", "smoke", "--jobs", "2"]))"""
+    notes = Path(os.environ["IFCSR_RESULTS"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    end = time.monotonic() + 60
+    while not all((notes / f"0{i}.begun").exists() for i in (0, 1)):
+        assert process.poll() is None and time.monotonic() < end, process.communicate(timeout=1)[0]
+        time.sleep(0.1)
+    kernels = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "Traceback" not in text, text
+    assert len(kernels) == 2 and not psutil.wait_procs(kernels, timeout=10)[1]
 
 
 NOISE = """import atexit, logging, os, sys, warnings
@@ -126,7 +223,8 @@ def test_without_a_run_the_forecast_is_of_readmes_minutes(tmp_path, profile, ste
     assert forecast.source == source
     assert forecast.left() == (10 * 60 if source else None)
     if source:  # twice as slow as README's machine
-        assert 8 * 60 < forecast.left(1, 8 * 60) < 12 * 60 and forecast.left(2, 600) == 0
+        assert 8 * 60 < forecast.left(stems[:1], 8 * 60) < 12 * 60 and forecast.left(stems, 600) == 0
+        assert Forecast(stems, tmp_path, profile, jobs=2).left() == 5 * 60
 
 
 def test_the_minutes_are_those_of_the_readme():
