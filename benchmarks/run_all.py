@@ -19,7 +19,7 @@ from common import machine, show
 from ifcsr_lib.config import resolve
 from ifcsr_lib.files.results import write_table
 
-NAMES = ("startup", "blend", "endpoints", "degradation", "training_step", "size")
+NAMES = ("startup", "photo", "blend", "endpoints", "degradation", "training_step", "size")
 
 
 def main(argv: list[str] | None = None) -> int:

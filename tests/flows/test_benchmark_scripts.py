@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ifcsr_lib import degradation
 from ifcsr_lib.config import ROOT
 
-NAMES = ("startup", "blend", "endpoints", "degradation", "training_step", "size")
+NAMES = ("startup", "photo", "blend", "endpoints", "degradation", "training_step", "size")
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_run_all_writes_a_table_with_its_machine(capsys, monkeypatch):
     )
     with pytest.raises(SystemExit):
         module.main(["blnd"])
-    assert "'blnd' is no benchmark; allowed: startup, blend" in capsys.readouterr().err
+    assert "'blnd' is no benchmark; allowed: startup, photo" in capsys.readouterr().err
 
 
 def test_startup_sees_torch():
