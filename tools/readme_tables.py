@@ -110,6 +110,24 @@ def realsr_published(_) -> list[str]:
     return show(rows, {"model": (f"the {float(rows[0]['images']):.0f} images", ""), **REALSR_SCORES})
 
 
+def kodak(_) -> list[str]:
+    """The released model on Kodak, degraded by each preset, with bicubic and Real-ESRGAN beside."""
+    rows = [
+        r | {"damage": preset}
+        for preset in ("camera", "light", "x4plus")
+        for r in read(f"release_kodak_{preset}")
+        if r["gamma"] in ("", "0", "0.5", "1")
+    ]
+    names = {"damage": ("damage", ""), "model": ("", ""), "gamma": ("gamma", ".1f")}
+    return show(rows, {**names, **REALSR_SCORES})
+
+
+def mild(_) -> list[str]:
+    """The released model on Kodak, hardly damaged."""
+    scores = {name: REALSR_SCORES[name] for name in ("psnr", "ssim", "lpips-lite")}
+    return show(read("release_mild"), {"damage": ("damage", ""), "image": ("", ""), **scores})
+
+
 def gpu_steps(_) -> list[str]:
     """Training steps measured on a GPU, and the hours that 30,000 of them take."""
     from ifcsr_lib.config import resolve
@@ -177,7 +195,7 @@ def trained(_) -> list[str]:
 
 def ablation(_) -> list[str]:
     """Each recipe's width; mean and range where there are several seeds."""
-    found = read("ablation")
+    found = read("ablation_seeds")
     measures = {name: name.replace("|", r"\|") for name in found[0] if name not in ("recipe", "seed")}
     seeds = len({r["seed"] for r in found})
     out = head(
@@ -313,6 +331,17 @@ def startup(_) -> list[str]:
     return show(read("bench_startup"), columns)
 
 
+def photo(_) -> list[str]:
+    columns = {
+        "backend": ("backend", ""),
+        "command (s)": ("the command, s", ".2f"),
+        "one core busy (s)": ("with one core busy, s", ".2f"),
+        "busy / idle": ("busy / idle", ".2f"),
+        "endpoints (s)": ("both endpoints alone, s", ".2f"),
+    }
+    return show(read("bench_photo"), columns)
+
+
 def counted() -> dict[tuple[str, int], dict]:
     """{(recipe, stage): what dry_run.cost gave}, from results/reference/paper/tables/training_cost.csv."""
     out = {}
@@ -396,10 +425,11 @@ def decisions(old: str) -> list[str]:
 TABLES = {
     f.__name__.replace("_", "-"): f
     for f in (
-        *(expect, realsr, realsr_published, trained, ablation, denoising, ghosting, lines, decisions),
+        *(expect, realsr, realsr_published, kodak, mild, trained, ablation, denoising),
+        *(ghosting, lines, decisions),
         *(recipes, dry_runs, gpu_steps, gpu_endpoints, gpu_hours),
         *(control_cost, control_range),
-        *(sizes, endpoints_speed, blend_speed, degradation_speed, training_step, startup),
+        *(sizes, endpoints_speed, blend_speed, degradation_speed, training_step, startup, photo),
     )
 }
 
