@@ -65,7 +65,9 @@ if ! with_uv; then
     with_pip || fail "the install failed; see above"
 fi
 $py -m pip install -q --no-deps --no-build-isolation -e .
-$py -m pip check
+# the lock leaves out bitsandbytes, which pyiqa lists (pyproject.toml says why); any other complaint is one
+problems="$($py -m pip check)" || problems="$(echo "$problems" | grep -v ' requires bitsandbytes, ')" || problems=
+case "$problems" in "" | "No broken"*) ;; *) fail "$problems" ;; esac
 # uv leaves bytecode to the first import. Where PYTHONDONTWRITEBYTECODE is set (containers) none is ever written, and each
 # process compiles 4700 files before load("pocket") is done. A few packages ship templates that are no Python: no failure.
 echo "compiling the packages for Python: half a minute"

@@ -141,9 +141,12 @@ def test_ctrl_c_ends_every_kernel(root):
     """A process of its own, told to stop while two notebooks run."""
     for name in ("00_a.ipynb", "01_b.ipynb"):
         save(root, name, REQUIRES.format("-"), "time.sleep(100)")
-    code = f"""from pathlib import Path
+    # a shell that runs this in the background has taken Ctrl-C away from its children
+    code = f"""import signal
+from pathlib import Path
 from ifcsr_lib import reproduce
 from ifcsr_lib.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 reproduce.ROOT = Path({str(root)!r})
 raise SystemExit(main(["reproduce", "--profile", "smoke", "--jobs", "2"]))"""
     notes = Path(os.environ["IFCSR_RESULTS"])
