@@ -271,7 +271,7 @@ def test_three_commands_take_the_same_settings(monkeypatch, capsys):
     monkeypatch.setattr(
         reproduce,
         "reproduce",
-        lambda profile, seed, overrides, only: got.append(resolve(profile, seed, overrides)),
+        lambda profile, seed, overrides, only, jobs: got.append(resolve(profile, seed, overrides)),
     )
     for command in (["describe"], ["train", "--stage", "1"], ["reproduce"]):
         for option in ("-o", "--set"):
