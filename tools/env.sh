@@ -45,16 +45,17 @@ make_venv() {
 # opencv-python (facexlib wants it) and opencv-python-headless (pyiqa wants it) fill the same folder cv2 and the last one
 # wins: with pip the former, with uv any. It needs libGL, which servers lack, and then pyiqa cannot be imported.
 # So the headless one is installed once more, on top.
+# The lock is whole, so --no-deps: pyiqa lists bitsandbytes, which it leaves out (pyproject.toml says why).
 with_uv() {
     sed -n '/^uv==/,/^    # via/p' requirements.lock >$venv/uv.lock
-    uv_install="$py -m uv pip install --python $py --require-hashes"
+    uv_install="$py -m uv pip install --python $py --no-deps --require-hashes"
     $py -m pip install -q --require-hashes -r $venv/uv.lock && $uv_install -r requirements.lock &&
-        $uv_install -q --no-deps --reinstall -r requirements-headless.lock
+        $uv_install -q --reinstall -r requirements-headless.lock
 }
 
 with_pip() {
-    pip_install="$py -m pip install --progress-bar off --require-hashes"
-    $pip_install -r requirements.lock && $pip_install -q --no-deps --force-reinstall -r requirements-headless.lock
+    pip_install="$py -m pip install --progress-bar off --no-deps --require-hashes"
+    $pip_install -r requirements.lock && $pip_install -q --force-reinstall -r requirements-headless.lock
 }
 
 echo "installing requirements.lock into $venv: about 6.5 GB; 1 to 5 minutes plus the download, only this once"
@@ -65,7 +66,6 @@ if ! with_uv; then
     with_pip || fail "the install failed; see above"
 fi
 $py -m pip install -q --no-deps --no-build-isolation -e .
-# the lock leaves out bitsandbytes, which pyiqa lists (pyproject.toml says why); any other complaint is one
 problems="$($py -m pip check)" || problems="$(echo "$problems" | grep -v ' requires bitsandbytes, ')" || problems=
 case "$problems" in "" | "No broken"*) ;; *) fail "$problems" ;; esac
 # uv leaves bytecode to the first import. Where PYTHONDONTWRITEBYTECODE is set (containers) none is ever written, and each
