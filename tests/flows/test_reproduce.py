@@ -224,10 +224,12 @@ def test_the_last_run_tells_how_long_this_one_takes(root, capsys):
 def test_without_a_run_the_forecast_is_of_readmes_minutes(tmp_path, profile, stems, source):
     forecast = Forecast(stems, tmp_path, profile)
     assert forecast.source == source
-    assert forecast.left() == (10 * 60 if source else None)
+    whole = 60 * (MINUTES["02"] + MINUTES["03"])
+    assert forecast.left() == (whole if source else None)
     if source:  # twice as slow as README's machine
-        assert 8 * 60 < forecast.left(stems[:1], 8 * 60) < 12 * 60 and forecast.left(stems, 600) == 0
-        assert Forecast(stems, tmp_path, profile, jobs=2).left() == 5 * 60
+        assert 2 * MINUTES["03"] > forecast.left(stems[:1], 120 * MINUTES["02"]) / 60 > 1.3 * MINUTES["03"]
+        assert forecast.left(stems, 600) == 0
+        assert Forecast(stems, tmp_path, profile, jobs=2).left() == whole / 2
 
 
 def test_the_minutes_are_those_of_the_readme():
