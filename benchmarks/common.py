@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pandas as pd
+
+from ifcsr_lib.config import ROOT
 
 
 def machine() -> str:
@@ -24,6 +28,12 @@ def machine() -> str:
 def load() -> str:
     """The machine's load before a benchmark begins: above 0.5 other programs disturb it."""
     return f"load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "load unknown"
+
+
+def fresh(*arguments: str) -> subprocess.CompletedProcess:
+    """This Python in a new process, which finds ifcsr_lib anywhere; its output is kept."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run([sys.executable, *arguments], env=env, check=True, capture_output=True, text=True)
 
 
 def seconds(run: Callable, repeats: int = 5) -> float:

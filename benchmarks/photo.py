@@ -9,7 +9,6 @@ process counts without end. "endpoints": both, without the command, the two back
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from common import show, together
+from common import fresh, show, together
 
 import ifcsr_lib as ifcsr
 from ifcsr_lib import images
-from ifcsr_lib.config import ROOT
 from ifcsr_lib.lite import model as lite
 
 BACKENDS = ("onnx", "torch")
@@ -70,13 +68,11 @@ def _endpoints(backend: str, lq: torch.Tensor) -> Callable:
 
 
 def _command(backend: str, photo: Path) -> Callable:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     out = photo.parent / backend
-    argv = [sys.executable, "-m", "ifcsr_lib", "upscale", str(photo), str(out), "--backend", backend]
 
     def run():
-        subprocess.run(argv, env=env, check=True, capture_output=True)
-        for path in out.iterdir():
+        fresh("-m", "ifcsr_lib", "upscale", str(photo), str(out), "--backend", backend)
+        for path in out.iterdir():  # what is there is not made again
             path.unlink()
 
     return run

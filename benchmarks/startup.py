@@ -5,14 +5,8 @@ python benchmarks/startup.py
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pandas as pd
-from common import seconds, show
-
-from ifcsr_lib.config import ROOT
+from common import fresh, seconds, show
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -29,14 +23,11 @@ def table(repeats: int = 5, commands=tuple(COMMANDS)) -> pd.DataFrame:
     """A row per command: median seconds of a fresh process after one to warm the disk, what it adds to a bare
     Python, and whether torch was imported.
     """
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     rows = []
     for name in commands:
 
         def run(name=name, flags=()):
-            return subprocess.run(
-                [sys.executable, *flags, *COMMANDS[name]], env=env, check=True, capture_output=True, text=True
-            )
+            return fresh(*flags, *COMMANDS[name])
 
         s = seconds(run, repeats)
         imported = any(

@@ -1,7 +1,7 @@
 """The notebooks through papermill, progress lines, and a report. Nothing is ever run in place.
 
-Most time goes into trainings, which two threads of one process make hardly faster than one. So two notebooks
-run side by side where neither needs the other's results.
+Most time goes into trainings. Two of them side by side, on a core each, end sooner than one after the other
+on both cores. So two notebooks run at once where neither needs the other's results.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def reproduce(
     together = f", {jobs} at a time" if jobs > 1 else ""
     settings = f"profile {cfg.profile}, seed {cfg.seed}, config {cfg.hash}"
     print(f"{len(todo)} notebooks{together}, {settings}; {whole}", flush=True)
-    results, stop = cfg.results, threading.Event()
+    stop = threading.Event()
     with _kernels(jobs) as kernel_of, _warnings_logged(), contextlib.chdir(ROOT):
 
         def one(path: Path, place: int, done: list[str]) -> None:
@@ -107,18 +107,22 @@ def reproduce(
             if forecast.source:
                 line += f", {minutes(forecast.left(done, so_far), 'about ')} to go"
             with (
-                _progress(line, path.stem if jobs > 1 else None, stop),
-                _quiet(folder / f"{path.stem}.log", stop) as log,
+                _progress(line, path.stem if jobs > 1 else None),
+                _quiet(folder / f"{path.stem}.log") as log,
             ):
                 limit = CELL_LIMIT.get(cfg.profile)
                 _run(path, folder / path.name, parameters, kernel_of(path, log), log, limit, line, stop)
 
         _in_order(todo, forecast.expected, jobs, one, stop)
-    print(f"done in {duration(time.monotonic() - begin)}; results in {results}; the report:", flush=True)
+    print(f"done in {duration(time.monotonic() - begin)}; results in {cfg.results}; the report:", flush=True)
     from .report.page import write
 
     print(os.path.abspath(write(cfg, [path.stem for path in notebooks()])), flush=True)
     return [folder / path.name for path in todo]
+
+
+class _Stopped(Exception):
+    """A notebook ended because another one had failed, or at Ctrl-C."""
 
 
 def needs(path: Path, others: list[Path]) -> set[Path]:
@@ -192,7 +196,7 @@ def check_parameters(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress(line: str, name: str | None, stop: threading.Event):
+def _progress(line: str, name: str | None):
     """One line: `line`, and after the block how long it took. On a terminal papermill's bar stands there
     meanwhile, with the same words. name: others may print meanwhile, so the end has a line of its own.
     """
@@ -205,8 +209,8 @@ def _progress(line: str, name: str | None, stop: threading.Event):
     try:
         yield
         word = ""
-    except Exception:
-        word = "stopped after " if stop.is_set() else word
+    except _Stopped:
+        word = "stopped after "
         raise
     finally:
         took = word + duration(time.monotonic() - start)
@@ -234,8 +238,9 @@ def _run(
     line: str,
     stop: threading.Event,
 ) -> None:
-    """Run one notebook; `target` is replaced when it succeeds, otherwise, unless it was told to stop, the
-    attempt is kept as <name>.failed.ipynb. kernel: its name; log: where it writes; line: what the bar says.
+    """Run one notebook; `target` is replaced when it succeeds, otherwise the attempt is kept as
+    <name>.failed.ipynb. kernel: its name; log: where it writes; line: what the bar says. Raises RuntimeError,
+    or _Stopped and keeps nothing where `stop` is set.
     """
     import papermill
 
@@ -252,7 +257,9 @@ def _run(
                 progress_bar={"desc": line, "leave": False, "disable": None},
             )
         except Exception as error:
-            if tmp.is_file() and not stop.is_set():
+            if stop.is_set():
+                raise _Stopped from error
+            if tmp.is_file():
                 os.replace(tmp, failed)
             raise RuntimeError(_story(path, failed, log, error)) from error
     failed.unlink(missing_ok=True)
@@ -291,24 +298,23 @@ def _warnings_logged():
 
 
 @contextlib.contextmanager
-def _quiet(log: Path, stop: threading.Event):
+def _quiet(log: Path):
     """A new file for what the kernel writes to its stdout and stderr; log lines of this thread go there too.
     After a failure `log` holds them, unless nothing came.
     """
     number, name = tempfile.mkstemp(prefix="ifcsr-kernel-", suffix=".log")  # two runs at once share no file
     os.close(number)
-    handler, root, thread = (
-        logging.FileHandler(name, encoding="utf-8"),
-        logging.getLogger(),
-        threading.get_ident(),
-    )
+    handler, root = logging.FileHandler(name, encoding="utf-8"), logging.getLogger()
+    thread = threading.get_ident()
     handler.addFilter(lambda record: record.thread == thread)
     root.addHandler(handler)
     try:
         yield Path(name)
         log.unlink(missing_ok=True)
+    except _Stopped:
+        raise
     except BaseException:
-        if not stop.is_set() and (text := Path(name).read_bytes()):
+        if text := Path(name).read_bytes():
             with contextlib.suppress(OSError), atomic(log) as tmp:
                 tmp.write_bytes(text)
         raise

@@ -194,22 +194,18 @@ def trained(_) -> list[str]:
 
 
 def ablation(_) -> list[str]:
-    """Each recipe's width; mean and range where there are several seeds."""
+    """Each recipe's width: mean and range of several seeds."""
     found = read("ablation_seeds")
     measures = {name: name.replace("|", r"\|") for name in found[0] if name not in ("recipe", "seed")}
     seeds = len({r["seed"] for r in found})
     out = head(
-        "recipe",
-        *(
-            f"{label}: mean of {seeds} seeds (lowest to highest)" if seeds > 1 else label
-            for label in measures.values()
-        ),
+        "recipe", *(f"{label}: mean of {seeds} seeds (lowest to highest)" for label in measures.values())
     )
     for recipe in dict.fromkeys(r["recipe"] for r in found):
         cells = []
         for name in measures:
             x = [float(r[name]) for r in found if r["recipe"] == recipe]
-            cells.append(f"{sum(x) / len(x):.2f}" + f" ({min(x):.2f} to {max(x):.2f})" * (seeds > 1))
+            cells.append(f"{sum(x) / len(x):.2f} ({min(x):.2f} to {max(x):.2f})")
         out.append(row(recipe, *cells))
     return out
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..files.results import read_json
 
-# {number: minutes at pocket scale on 2 CPU cores}, as in README's table; its "under 1" is half a minute here
+# {number: minutes at pocket scale, on one CPU core beside another notebook}, as in README's table; its
+# "under 1" is half a minute here
 MINUTES = {
     "00": 0.5, "01": 0.5, "02": 6, "03": 7, "04": 1, "05": 9, "06": 0.5, "07": 19, "08": 1, "09": 3,
     "10": 3,

@@ -126,7 +126,7 @@ def test_installed_packages_fit_together():
         for line in done.stdout.splitlines()
         if line.split(" requires ")[-1].split(",")[0] not in left_out
     ]
-    assert lines in ([], ["No broken requirements found."]), done.stdout + done.stderr
+    assert done.stdout and lines in ([], ["No broken requirements found."]), done.stdout + done.stderr
 
 
 def test_what_needs_care_imports():
